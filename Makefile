@@ -1,0 +1,34 @@
+# Everything runs in .venv, which `setup` makes. PYTHON names the interpreter to make it with.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check lint types coverage bench lab docs clean
+
+setup: .venv/.setup-done
+
+.venv/.setup-done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,sft,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/endprompt extend --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/ty check
+
+check: lint types test
+
+coverage: setup
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+clean:
+	rm -rf .venv runs dist site
