@@ -1,0 +1,62 @@
+"""The verbs of the command line, and what happens to errors.
+
+Modules beside this one import nothing heavy at the top: `endprompt --help` loads them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from importlib import import_module
+
+import typer
+
+app = typer.Typer(
+    name="endprompt",
+    help="Give a RoPE language model a longer context window by training on short sequences.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+VERBS: tuple[str, ...] = ()
+"""Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
+
+for verb in VERBS:
+    import_module(f"endprompt.cli.{verb}").register(app)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Options that stand before the verb."""
+    if version:
+        from endprompt import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; an EndPromptError or a full disk becomes one line and exit code 1."""
+    from endprompt.errors import EndPromptError
+
+    try:
+        app(args=arguments, standalone_mode=True)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except EndPromptError as error:
+        typer.echo(f"endprompt: {error}", err=True)
+        return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f" {error.filename}" if error.filename else ""
+        typer.echo(f"endprompt: {error.strerror or error}{where}", err=True)
+        return 1
+    return 0
