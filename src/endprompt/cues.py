@@ -1,0 +1,192 @@
+"""Terminals: the tokens that stand at the far end of a row, and how each is weighed in the loss.
+
+Fixed cues are the paper's (its figure 2): EP_1 and EP_3 are sentences, EP_2 is the tokenizer's
+own end-of-turn token. They are learnt by heart within some hundred steps, and the long-range
+signal goes with their loss; a recall terminal asks for what only the prefix can answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from endprompt.errors import RecipeError
+from endprompt.recipe import Recall, Terminal
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+FIXED = {
+    "ep1": "This is the end of text, please pay attention here",
+    "ep3": "End.",
+}
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endofturn|>", "[/INST]")
+
+NAMES = tuple(
+    "Avon Birch Cedar Dover Elgin Fairfax Garnet Hazel Iris Juniper Kestrel Laurel Mercer Nettle "
+    "Orchid Perry Quill Rowan Saxon Thistle Umber Vesper Walnut Yarrow Zephyr".split()
+)
+PLACES = tuple("bridge cellar court ferry gate harbour lodge mill quarry tower vault wharf".split())
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer: a callable that gives `input_ids`, and its vocabulary."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens int[S] of a terminal and the loss weight float[S] of predicting each."""
+
+    tokens: Ints
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class Content:
+    """A row's text int[P] (facts planted) and its terminals, not yet placed."""
+
+    prefix_P: Ints
+    terminals: list[Segment]
+
+
+class CueWriter:
+    """Writes the terminals of a recipe with a model's tokenizer.
+
+    `text` given to `write` is a stretch of T tokens; prefix and terminals together fill T, so
+    that every row of every recipe has the same number of physical tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, Ints] = {}
+
+    def encode(self, text: str) -> Ints:
+        """Token ids int[n] without special tokens; fixed words are encoded once."""
+        if text not in self._known:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._known[text] = np.asarray(ids, dtype=np.int64)
+        return self._known[text]
+
+    def end_of_turn(self) -> int:
+        """Id of the tokenizer's end-of-turn token (EP_2), its end of sequence if it has none."""
+        vocabulary = self._tokenizer.get_vocab()
+        for token in END_OF_TURN:
+            if token in vocabulary:
+                return int(vocabulary[token])
+        if self._tokenizer.eos_token_id is None:
+            raise RecipeError("cue 'ep2' needs an end-of-turn token, and the tokenizer has none")
+        return int(self._tokenizer.eos_token_id)
+
+    def write(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
+        """Prefix and terminals of a row that is cut out of `text_T`, int[T].
+
+        Raises RecipeError when the terminals leave no prefix that they could ask about.
+        """
+        if terminal.cue == "recall":
+            return self._recall(terminal, text_T, rng)
+        T = len(text_T)
+        if terminal.cue == "continuation":
+            P = self._prefix_length(T, terminal.tokens * terminal.anchors)
+            parts = np.split(text_T[P:], terminal.anchors)
+        else:
+            parts = [self._fixed(terminal, rng) for _ in range(terminal.anchors)]
+            P = self._prefix_length(T, sum(map(len, parts)))
+        weights = [np.full(len(part), terminal.weight, np.float32) for part in parts]
+        return Content(text_T[:P], [Segment(*pair) for pair in zip(parts, weights, strict=True)])
+
+    def _fixed(self, terminal: Terminal, rng: np.random.Generator) -> Ints:
+        if terminal.cue == "ep2":
+            return np.array([self.end_of_turn()], dtype=np.int64)
+        if terminal.cue == "pool":
+            return self.encode(terminal.pool[int(rng.integers(len(terminal.pool)))])
+        return self.encode(terminal.text or "" if terminal.cue == "text" else FIXED[terminal.cue])
+
+    @staticmethod
+    def _prefix_length(row_tokens: int, terminal_tokens: int, least: int = 1) -> int:
+        P = row_tokens - terminal_tokens
+        if least > P:
+            raise RecipeError(
+                f"rows of {row_tokens} tokens leave {max(P, 0)} for the prefix beside terminals "
+                f"of {terminal_tokens}, and it needs {least}: raise rows.tokens or shorten the cue"
+            )
+        return P
+
+    def _recall(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
+        """Facts are planted first, then every anchor asks its share of facts and new quotes."""
+        recall = terminal.recall
+        anchors = range(terminal.anchors)
+        things = rng.permutation(len(NAMES) * len(PLACES))  # no two facts of a row share one
+        facts = [
+            [self._fact(int(things[n * recall.facts + k]), rng) for k in range(recall.facts)]
+            for n in anchors
+        ]
+        spans = [
+            [
+                (int(rng.integers(*_closed(recall.cue_tokens))),
+                 int(rng.integers(*_closed(recall.answer_tokens))))
+                for _ in range(recall.quotes)
+            ]
+            for _ in anchors
+        ]  # fmt: skip
+        opening, closing = self.encode('\n"...'), self.encode('..."')
+        terminal_tokens = sum(
+            sum(len(question) + len(answer) for _, question, answer in facts[n])
+            + sum(cue + answer + len(opening) + len(closing) for cue, answer in spans[n])
+            for n in anchors
+        )
+        planted = [statement for group in facts for statement, _, _ in group]
+        longest = max((cue + answer for group in spans for cue, answer in group), default=1)
+        P = self._prefix_length(
+            len(text_T), terminal_tokens, least=sum(map(len, planted)) + longest
+        )
+        prefix_P = plant(text_T[: P - sum(map(len, planted))], planted, rng)
+
+        segments = []
+        for n in anchors:
+            parts: list[tuple[Ints, bool]] = []
+            for _, question, answer in facts[n]:
+                parts += [(question, False), (answer, True)]
+            for cue, answer in spans[n]:
+                start = int(rng.integers(P - cue - answer + 1))
+                quoted = prefix_P[start : start + cue + answer]
+                parts += [(opening, False), (quoted[:cue], False)]
+                parts += [(quoted[cue:], True), (closing, False)]
+            segments.append(_segment(parts, terminal.weight, recall))
+        return Content(prefix_P, segments)
+
+    def _fact(self, which: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        """A statement to plant, the question that asks for it, and its answer."""
+        answer = str(rng.integers(10**5, 10**6))
+        thing = f"the lock of the {NAMES[which % len(NAMES)]} {PLACES[which // len(NAMES)]}"
+        statement = self.encode(f" The number that opens {thing} is {answer}.")
+        question = self.encode(f"\nWhich number opens {thing}?")
+        return statement, question, self.encode(f" {answer}")
+
+
+def plant(text: Ints, statements: list[Ints], rng: np.random.Generator) -> Ints:
+    """Put statements into a text at random places, int[n] and k of int[m] to int[n + k m]."""
+    places = rng.integers(len(text) + 1, size=len(statements))
+    order = np.argsort(places, kind="stable")
+    return np.insert(
+        text,
+        np.repeat(places[order], [len(statements[k]) for k in order]),
+        np.concatenate([statements[k] for k in order]) if statements else text[:0],
+    )
+
+
+def _closed(span: tuple[int, int]) -> tuple[int, int]:
+    return span[0], span[1] + 1
+
+
+def _segment(parts: list[tuple[Ints, bool]], weight: float, recall: Recall) -> Segment:
+    """Join questions and answers; questions weigh nothing where only answers are trained."""
+    weights = [
+        np.full(len(tokens), weight if is_answer or not recall.answers_only else 0.0, np.float32)
+        for tokens, is_answer in parts
+    ]
+    return Segment(np.concatenate([tokens for tokens, _ in parts]), np.concatenate(weights))

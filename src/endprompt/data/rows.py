@@ -1,0 +1,237 @@
+"""Documents to training rows: a row is a function of seed and index alone.
+
+Whatever the number of workers or ranks, row `i` of a run is the same, so that resuming needs no
+loader state. Which stretch of text a row shows is reshuffled every epoch; which kind of row it
+is follows a low-discrepancy sequence, so that shares hold over any run of neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from endprompt import positions
+from endprompt.cues import CueWriter, Segment
+from endprompt.errors import TextError
+from endprompt.positions import Ints
+from endprompt.recipe import Kind, Prefix, Rows, Terminal
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX, TERMINAL = 0, 1
+IGNORED = -100
+GOLDEN = 0.6180339887498949
+
+
+class Documents(Protocol):
+    """Tokenised documents: `documents[i]` is int[lengths[i]]."""
+
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row of T physical tokens."""
+
+    tokens_T: Ints
+    positions_T: Ints
+    weights_T: NDArray[np.float32]
+    """Loss weight of predicting each token from those before it; that of the first is unused."""
+    segments_T: NDArray[np.uint8]
+    """PREFIX or TERMINAL of each token."""
+
+
+class Stretches:
+    """Every document cut in whole stretches of `tokens`; the rest of each is left out."""
+
+    def __init__(self, documents: Documents, tokens: int, seed: int) -> None:
+        self._documents, self._tokens, self._seed = documents, tokens, seed
+        lengths = np.asarray(documents.lengths, dtype=np.int64)
+        self._ends = np.cumsum(lengths // tokens)
+        if len(lengths) == 0 or self._ends[-1] == 0:
+            longest = int(lengths.max(initial=0))
+            raise TextError(
+                f"text too short: rows need documents of {tokens} tokens and the longest of "
+                f"{len(lengths)} has {longest}: give longer text or lower rows.tokens"
+            )
+        self.left_out_tokens = int(lengths.sum() - self._ends[-1] * tokens)
+        self._epoch: tuple[int, Ints] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Ints:
+        """Stretch int[tokens] that row `index` shows; epochs are permuted one by one."""
+        epoch, place = divmod(index, len(self))
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self))
+            self._epoch = epoch, order
+        stretch = int(self._epoch[1][place])
+        document = int(np.searchsorted(self._ends, stretch, side="right"))
+        before = int(self._ends[document - 1]) if document else 0
+        start = (stretch - before) * self._tokens
+        text = self._documents[document][start : start + self._tokens]
+        return np.asarray(text, dtype=np.int64)
+
+
+class RowSource:
+    """Training rows of a recipe, by index; a map-style dataset for a PyTorch loader.
+
+    rows.tokens must be a number by now. Rows whose stretch is too short for their terminal are
+    an error, never contiguous rows in silence.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        rows: Rows,
+        cues: CueWriter,
+        *,
+        target: int,
+        seed: int,
+        count: int,
+    ) -> None:
+        assert isinstance(rows.tokens, int), "rows.tokens is resolved before rows are made"
+        self._stretches = Stretches(documents, rows.tokens, seed)
+        self._rows, self._cues, self._target, self._seed = rows, cues, target, seed
+        self._shares = np.cumsum([kind.share for kind in rows.kinds])
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def epochs(self) -> float:
+        """How often the text is seen."""
+        return self._count / len(self._stretches)
+
+    def kind(self, index: int) -> Kind:
+        """The kind of row `index`; shares hold to within one row over any run of rows."""
+        place = (0.5 + index * GOLDEN) % 1.0 * self._shares[-1]
+        return self._rows.kinds[int(np.searchsorted(self._shares, place, side="right"))]
+
+    def row(self, index: int) -> Row:
+        """Row `index`, the same for the same seed whoever asks."""
+        rng = np.random.default_rng([self._seed, index, 1])
+        kind, text_T = self.kind(index), self._stretches[index]
+        if kind.terminal is None:
+            return assemble(text_T, [], kind.prefix, None, target=self._target, rng=rng)
+        content = self._cues.write(kind.terminal, text_T, rng)
+        return assemble(
+            content.prefix_P,
+            content.terminals,
+            kind.prefix,
+            kind.terminal,
+            target=self._target,
+            rng=rng,
+        )
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
+        row = self.row(index)
+        return {
+            "input_ids": row.tokens_T,
+            "position_ids": row.positions_T,
+            "loss_weights": row.weights_T,
+            "segments": row.segments_T,
+        }
+
+
+def assemble(
+    prefix_P: Ints,
+    terminals: list[Segment],
+    prefix: Prefix,
+    terminal: Terminal | None,
+    *,
+    target: int,
+    rng: np.random.Generator,
+) -> Row:
+    """Give positions to a prefix and its terminals; raises PositionError when they don't fit."""
+    lengths = [len(segment.tokens) for segment in terminals]
+    first = lay_out(prefix, len(prefix_P), target=target - sum(lengths), rng=rng)
+    rest = place(terminal, lengths, after=int(first[-1]) + 1, target=target, rng=rng)
+    return Row(
+        np.concatenate([prefix_P, *(segment.tokens for segment in terminals)]),
+        np.concatenate([first, *rest]),
+        np.concatenate(
+            [
+                np.full(len(prefix_P), prefix.weight, np.float32),
+                *(segment.weights for segment in terminals),
+            ]
+        ),
+        np.repeat(np.array([PREFIX, TERMINAL], np.uint8), [len(prefix_P), sum(lengths)]),
+    )
+
+
+def lay_out(prefix: Prefix, length: int, *, target: int, rng: np.random.Generator) -> Ints:
+    """Positions int[length] of a prefix below `target`."""
+    if prefix.layout == "pose":
+        return positions.pose(length, target=target, rng=rng, chunks=prefix.chunks)
+    return positions.contiguous(length)
+
+
+def place(
+    terminal: Terminal | None,
+    lengths: list[int],
+    *,
+    after: int,
+    target: int,
+    rng: np.random.Generator,
+) -> list[Ints]:
+    """Positions of each terminal, from `after` on and below `target`."""
+    if terminal is None:
+        return []
+    if terminal.place == "stratified":
+        return positions.stratified(lengths, after=after, target=target, rng=rng)
+    if terminal.place == "contiguous":
+        starts = after + np.cumsum([0, *lengths[:-1]])
+        return [positions.contiguous(n, start=int(s)) for n, s in zip(lengths, starts, strict=True)]
+    (length,) = lengths
+    if terminal.place == "split":
+        pieces = min(terminal.pieces, length)
+        return [positions.split(length, after=after, target=target, pieces=pieces, rng=rng)]
+    if terminal.place == "random":
+        return [positions.anywhere(length, after=after, target=target, rng=rng)]
+    return [positions.at_end(length, after=after, target=target)]
+
+
+def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
+    """Rows to one batch: int64[B, T] ids, positions, mask; float32[B, T] weights; segments.
+
+    One example a row and an explicit mask of ones: without it Transformers takes the jump for
+    the border between two packed sequences and hides the prefix from the terminal. Shorter rows
+    are padded on the right, masked and weighed nothing.
+    """
+    import torch
+
+    examples = list(examples)
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def stack(key: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(
+            np.stack(
+                [
+                    np.pad(example[key], (0, longest - len(example[key])), constant_values=fill)
+                    for example in examples
+                ]
+            ),
+            dtype=dtype,
+        )
+
+    lengths = np.array([len(example["input_ids"]) for example in examples])
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    return {
+        "input_ids": stack("input_ids", 0, torch.int64),
+        "position_ids": stack("position_ids", 0, torch.int64),
+        "attention_mask": torch.from_numpy(mask),
+        "loss_weights": stack("loss_weights", 0, torch.float32),
+        "segments": stack("segments", PREFIX, torch.uint8),
+    }

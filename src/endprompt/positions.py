@@ -1,0 +1,125 @@
+"""The method: which position each token of a short row is given.
+
+A row is a prefix of P tokens of real text and, behind it, a terminal of S tokens. RoPE sees
+only positions, so a row of P+S tokens trains distances up to L-1 when its terminal stands at
+L-S .. L-1 (paper, section 3.2). Everything here is NumPy on int64 positions; randomness comes
+from the generator that is passed in, so that a row is a function of seed and index alone.
+
+Two kinds of layout share one shape. A *prefix layout* places P tokens from 0 on; a *terminal
+place* puts S tokens somewhere in [after, L), `after` being the first free position. All
+positions of a row are strictly increasing and below L.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from endprompt.errors import PositionError
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Tokens int[P+S] of a row and their positions int[P+S]."""
+
+    tokens: Ints
+    positions: Ints
+
+
+def anchor(prefix_P: Ints, terminal_S: Ints, *, target: int) -> Anchored:
+    """Put a terminal segment at the far end of a longer window (paper, section 3.2).
+
+    prefix_P    int[P], text tokens, positions 0 .. P-1
+    terminal_S  int[S], terminal tokens, positions target-S .. target-1
+    target      number of positions to reach, at least P+S
+
+    Returns token ids int[P+S] and positions int[P+S], strictly increasing.
+    Raises PositionError when P+S > target, with the excess in tokens.
+
+    >>> anchor(np.array([5, 6, 7]), np.array([9, 9]), target=16).positions
+    array([ 0,  1,  2, 14, 15])
+    """
+    prefix = contiguous(len(prefix_P))
+    terminal = at_end(len(terminal_S), after=len(prefix_P), target=target)
+    return Anchored(np.concatenate([prefix_P, terminal_S]), np.concatenate([prefix, terminal]))
+
+
+def contiguous(length: int, *, start: int = 0) -> Ints:
+    """Positions start .. start+length-1: plain text, and the control without a jump."""
+    return np.arange(start, start + length, dtype=np.int64)
+
+
+def at_end(length: int, *, after: int, target: int) -> Ints:
+    """The paper's terminal: target-length .. target-1."""
+    _room(after, length, target)
+    return contiguous(length, start=target - length)
+
+
+def anywhere(length: int, *, after: int, target: int, rng: np.random.Generator) -> Ints:
+    """A terminal whose start is uniform in [after, target-length], as in the released script."""
+    room = _room(after, length, target)
+    return contiguous(length, start=after + int(rng.integers(room + 1)))
+
+
+def stratified(
+    lengths: list[int], *, after: int, target: int, rng: np.random.Generator
+) -> list[Ints]:
+    """Several terminals in order, one uniform in each equal share of the free room.
+
+    A single one is `anywhere`; with n of them every n-th of the room is visited in every row.
+    """
+    room = _room(after, sum(lengths), target)
+    placed, before = [], 0
+    for n, length in enumerate(lengths):
+        low, high = room * n // len(lengths), room * (n + 1) // len(lengths)
+        skip = int(rng.integers(low, high + 1))
+        placed.append(contiguous(length, start=after + before + skip))
+        before += length
+    return placed
+
+
+def split(length: int, *, after: int, target: int, pieces: int, rng: np.random.Generator) -> Ints:
+    """The terminal itself cut in pieces at different far positions (paper, section 4.4).
+
+    Cut points and skips are uniform; the last piece ends at target-1.
+    """
+    room = _room(after, length, target)
+    if not 1 <= pieces <= length:
+        raise PositionError(f"a terminal of {length} tokens cannot be cut in {pieces} pieces")
+    cuts = np.sort(rng.choice(np.arange(1, length), size=pieces - 1, replace=False))
+    skips = np.append(np.sort(rng.integers(room + 1, size=pieces - 1)), room)
+    return contiguous(length, start=after) + _by_chunk(cuts, skips, length)
+
+
+def pose(length: int, *, target: int, rng: np.random.Generator, chunks: int = 2) -> Ints:
+    """PoSE: the row is cut in chunks, each skipping further by a random amount.
+
+    Cut points are uniform, skips are sorted uniform draws in [0, target-length]; the first
+    chunk stays at 0 (Zhu et al. 2023, "PoSE", section 3.2).
+    """
+    room = _room(0, length, target)
+    if not 1 <= chunks <= length:
+        raise PositionError(f"a row of {length} tokens cannot be cut in {chunks} chunks")
+    cuts = np.sort(rng.choice(np.arange(1, length), size=chunks - 1, replace=False))
+    skips = np.append(0, np.sort(rng.integers(room + 1, size=chunks - 1)))
+    return contiguous(length) + _by_chunk(cuts, skips, length)
+
+
+def _by_chunk(cuts: Ints, skips: Ints, length: int) -> Ints:
+    """The skip of each index: skips[k] for indices from cuts[k-1] to cuts[k]."""
+    return skips[np.searchsorted(cuts, np.arange(length), side="right")]
+
+
+def _room(after: int, length: int, target: int) -> int:
+    """Free positions left when `length` tokens go into [after, target)."""
+    room = target - after - length
+    if room < 0:
+        raise PositionError(
+            f"prefix {after} + terminal {length} tokens exceed target {target} by {-room}: "
+            f"shorten rows.tokens or raise the target"
+        )
+    return room

@@ -1,0 +1,328 @@
+"""A recipe: all settings of a method, frozen, in one YAML file.
+
+An unknown key is an error that names the nearest one. Methods differ in `rows` and `rope`;
+everything else has one default for all of them, so that arms are compared at equal terms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from endprompt.errors import RecipeError, nearest
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+Span = tuple[Count, Count]
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rope(Settings):
+    """How RoPE is scaled; `factor` None means ceil(L / L0)."""
+
+    scaling: Literal["none", "pi", "ntk", "yarn"] = "pi"
+    factor: Annotated[float, Field(ge=1)] | None = None
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+
+
+class Prefix(Settings):
+    """Where the text of a row stands."""
+
+    layout: Literal["contiguous", "pose"] = "contiguous"
+    chunks: Count = 2
+    weight: Weight = 1.0
+    """Loss weight of each prefix token."""
+
+
+class Recall(Settings):
+    """A terminal that asks for what stands in the prefix.
+
+    Quotes repeat the beginning of a span and go on with it; facts ask for a number that was
+    planted in the text. `answers_only` leaves the questions untrained.
+    """
+
+    quotes: Annotated[int, Field(ge=0)] = 3
+    facts: Annotated[int, Field(ge=0)] = 0
+    cue_tokens: Span = (8, 12)
+    answer_tokens: Span = (16, 24)
+    answers_only: bool = True
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.quotes + self.facts == 0:
+            raise ValueError("quotes and facts are both 0: the terminal would be empty")
+        for name in ("cue_tokens", "answer_tokens"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} [{low}, {high}] is not a range")
+        return self
+
+
+class Terminal(Settings):
+    """What a row ends with, and where it stands."""
+
+    cue: Literal["ep1", "ep2", "ep3", "text", "pool", "recall", "continuation"] = "ep1"
+    text: str | None = None
+    pool: tuple[str, ...] = ()
+    recall: Recall = Recall()
+    tokens: Count = 20
+    """Length S of a `continuation`; other cues are as long as their words."""
+    place: Literal["end", "random", "stratified", "split", "contiguous"] = "end"
+    anchors: Count = 1
+    """Number of terminals in a row, each with a cue of its own."""
+    pieces: Count = 2
+    """Number of pieces that `split` cuts a terminal in."""
+    weight: Weight = 1.0
+    """Loss weight of each terminal token that is trained."""
+
+    @model_validator(mode="after")
+    def _cue_has_words(self) -> Self:
+        if self.cue == "text" and not self.text:
+            raise ValueError("cue 'text' needs terminal.text")
+        if self.cue == "pool" and not self.pool:
+            raise ValueError("cue 'pool' needs terminal.pool, a list of texts")
+        if self.anchors > 1 and self.place not in ("stratified", "contiguous"):
+            raise ValueError(f"{self.anchors} anchors need place 'stratified' or 'contiguous'")
+        return self
+
+
+class Kind(Settings):
+    """One kind of row and its share of all rows."""
+
+    share: Share = 1.0
+    prefix: Prefix = Prefix()
+    terminal: Terminal | None = None
+
+    @property
+    def jumps(self) -> bool:
+        """True when such a row has a step in positions other than +1."""
+        placed = self.terminal is not None and self.terminal.place != "contiguous"
+        return placed or self.prefix.layout != "contiguous"
+
+
+class Rows(Settings):
+    """Physical tokens of a row, and what rows are made of.
+
+    tokens  a number, or `auto` (the window on a GPU, at most 1024 on a CPU), `window`, `target`
+    """
+
+    tokens: Count | Literal["auto", "window", "target"] = "auto"
+    kinds: tuple[Kind, ...] = (Kind(),)
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> Self:
+        total = sum(kind.share for kind in self.kinds)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares of the kinds of rows add up to {total:g}, not 1")
+        return self
+
+
+class Training(Settings):
+    """Amount and optimizer. The defaults are the paper's but for the amount of tokens."""
+
+    tokens: Count | Literal["auto"] = "auto"
+    """Physical tokens in all; `auto`: a billion on a GPU, what a few minutes allow on a CPU."""
+    tokens_per_step: Count | Literal["auto"] = "auto"
+    """`auto`: 64 rows on a GPU, one row on a CPU."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    weight_decay: Weight = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    trains: Literal["nothing", "all", "lora", "lora+", "attention"] = "all"
+    """`lora+`: LoRA, and embeddings and norms as well, as in LongLoRA."""
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_steps: Count | Literal["auto"] = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Recipe(Settings):
+    """All settings of a method."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
+    summary: str = ""
+    source: str = ""
+    departs: str = ""
+    """Where the recipe leaves its source, or nothing."""
+    rope: Rope = Rope()
+    rows: Rows = Rows()
+    training: Training = Training()
+
+    @property
+    def trained(self) -> bool:
+        """False for the recipes that only scale RoPE, or not even that."""
+        return self.training.trains != "nothing"
+
+    @property
+    def jumps(self) -> bool:
+        """True when any row has a step in positions other than +1."""
+        return any(kind.jumps for kind in self.rows.kinds)
+
+    def hash(self) -> str:
+        """Hex digest of every setting: equal hashes make equal runs."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    def plain(self) -> Recipe:
+        """The control at equal tokens: the same scaling and training on plain short rows."""
+        return self._with_kinds("short", (Kind(),))
+
+    def without_jump(self) -> Recipe:
+        """The control with the same content: every token at contiguous positions."""
+        kinds = tuple(
+            kind.model_copy(
+                update={
+                    "prefix": kind.prefix.model_copy(update={"layout": "contiguous"}),
+                    "terminal": kind.terminal
+                    and kind.terminal.model_copy(update={"place": "contiguous"}),
+                }
+            )
+            for kind in self.rows.kinds
+        )
+        return self._with_kinds(f"{self.name}-no-jump", kinds)
+
+    def untrained(self) -> Recipe:
+        """The same scaling, nothing trained."""
+        training = self.training.model_copy(update={"trains": "nothing"})
+        return self.model_copy(update={"name": self.rope.scaling, "training": training})
+
+    def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
+        rows = self.rows.model_copy(update={"kinds": kinds})
+        return self.model_copy(update={"name": name, "rows": rows})
+
+    def replace(self, overrides: dict[str, Any]) -> Recipe:
+        """A copy with dotted keys set, as `--set training.learning_rate=1e-4` does.
+
+        `rows.kinds.0.terminal.cue` reaches into lists by index. Raises RecipeError.
+        """
+        values = self.model_dump()
+        for key, value in overrides.items():
+            _assign(values, key, value)
+        return build(values, f"recipe {self.name!r}")
+
+
+def names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load(name: str | Path) -> Recipe:
+    """A shipped recipe by name, or one of the user's own by the path of its YAML file.
+
+    Raises RecipeError for an unknown name (with the nearest), a broken file, an unknown key.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{name}.yaml"
+        if not path.is_file():
+            raise RecipeError(
+                f"unknown method {str(name)!r}{nearest(str(name), names())}: "
+                f"one of {', '.join(names())}, or the path of a .yaml file"
+            )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise RecipeError(f"cannot read recipe {path}: {first}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} holds no settings")
+    return build({"name": path.stem, **values}, f"recipe {path.name}")
+
+
+def build(values: dict[str, Any], what: str) -> Recipe:
+    """A recipe from plain values; every fault is named with its key. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{what}: {'; '.join(_faults(error))}") from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["training.seed=3"]` to `{"training.seed": 3}`; values are read as YAML."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {assignment}: write key=value, as in training.seed=3")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {assignment}: {value!r} is no YAML value") from None
+        if isinstance(found[key], str):  # YAML 1.1 reads 1e-4 as text
+            try:
+                found[key] = float(value)
+            except ValueError:
+                continue
+    return found
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    place: Any = values
+    *parents, last = key.split(".")
+    for word in parents:
+        if isinstance(place, (list, tuple)):
+            place = place[_index(word, place, key)]
+        elif isinstance(place, dict) and word in place:
+            if place[word] is None:
+                place[word] = {}
+            elif isinstance(place[word], tuple):
+                place[word] = list(place[word])
+            place = place[word]
+        else:
+            raise RecipeError(f"unknown key {key!r}{nearest(word, place or ())}")
+    if isinstance(place, list):
+        place[_index(last, place, key)] = value
+    elif isinstance(place, dict):
+        place[last] = value  # an unknown last word is refused, with a suggestion, by `build`
+    else:
+        raise RecipeError(f"key {key!r} reaches into a plain value")
+
+
+def _index(word: str, place: Any, key: str) -> int:
+    if not word.isdigit() or int(word) >= len(place):
+        raise RecipeError(f"key {key!r}: {word!r} is no index below {len(place)}")
+    return int(word)
+
+
+def _faults(error: ValidationError) -> list[str]:
+    found = []
+    for fault in error.errors():
+        where = ".".join(str(word) for word in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields_at(fault["loc"][:-1])
+            found.append(f"unknown key {where!r}{nearest(str(fault['loc'][-1]), known)}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found.append(f"{where}: {message[:1].lower()}{message[1:]}" if where else message)
+    return found
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the settings class that a path of keys leads to."""
+    classes = {
+        cls.__name__.lower(): cls for cls in (Rope, Rows, Training, Prefix, Terminal, Recall)
+    }
+    words = [word for word in path if isinstance(word, str)]
+    cls: type[Settings] = Recipe
+    if words:
+        cls = Kind if words[-1] == "kinds" else classes.get(words[-1], Recipe)
+    return list(cls.model_fields)
