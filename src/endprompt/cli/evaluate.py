@@ -1,0 +1,29 @@
+"""`endprompt eval`: makes the data of evaluations, runs them, scores predictions.
+
+Each evaluation lives in a module `eval_*.py` beside this one, which adds its commands here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+EVALUATIONS: tuple[str, ...] = ("eval_ruler",)
+"""Modules of this package; each adds its commands with `register(data_app, score_app, eval_app)`."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `eval` with its groups `data` and `score`."""
+    eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model at any length.")
+    data_app = typer.Typer(
+        no_args_is_help=True, help="Write the prompts of a benchmark to a file, to be run anywhere."
+    )
+    score_app = typer.Typer(
+        no_args_is_help=True, help="Score predictions that were made anywhere, from a file."
+    )
+    for name in EVALUATIONS:
+        import_module(f"endprompt.cli.{name}").register(data_app, score_app, eval_app)
+    eval_app.add_typer(data_app, name="data")
+    eval_app.add_typer(score_app, name="score")
+    app.add_typer(eval_app, name="eval")
