@@ -10,7 +10,7 @@ from importlib import import_module
 import typer
 
 EVALUATIONS: tuple[str, ...] = ("eval_ruler",)
-"""Modules of this package; each adds its commands with `register(data_app, score_app, eval_app)`."""
+"""Modules of this package; each has `register(data_app, score_app, eval_app)`."""
 
 
 def register(app: typer.Typer) -> None:
