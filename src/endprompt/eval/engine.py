@@ -1,0 +1,447 @@
+"""A causal language model made ready for evaluation: long prompts, little memory, many questions.
+
+A prompt is read in chunks into a key-value cache, so that attention scratch space and logits are
+those of one chunk whatever the prompt's length. A cached prefix answers many questions: each is
+appended, scored, and cut off again.
+
+Shape letters: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from endprompt.errors import EvaluationError, ModelError
+
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""RoPE types whose frequencies change with the length of the call, so that chunks would differ."""
+
+LOGIT_ROWS = 256
+BATCH_TOKENS = 4096
+
+
+class _Buffered(DynamicLayer):
+    """A cache layer that writes into a buffer of doubling size instead of copying at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._buffers is None or end > self._buffers[0].shape[-2]:
+            self._grow(key_states, value_states, start, end)
+        assert self._buffers is not None
+        keys, values = self._buffers
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def _grow(self, key: torch.Tensor, value: torch.Tensor, start: int, end: int) -> None:
+        room = max(256, end + end // 4)
+        grown = []
+        for new, old in ((key, self.keys), (value, self.values)):
+            buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
+            if old is not None and start:
+                buffer[..., :start, :] = old
+            grown.append(buffer)
+        self._buffers = (grown[0], grown[1])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model scored some tokens.
+
+    nll_T     float64[T], negative log-likelihood of each token, nats; NaN where nothing precedes
+    right_T   bool[T], the token was the likeliest one (greedy decoding would have taken it)
+    """
+
+    nll_T: np.ndarray
+    right_T: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Sum over tokens, nats."""
+        return float(self.nll_T.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean over tokens, nats per token."""
+        return float(self.nll_T.mean())
+
+    @property
+    def exact(self) -> bool:
+        """Every token was the likeliest: greedy decoding gives these very tokens."""
+        return bool(self.right_T.all())
+
+
+class Engine:
+    """A causal language model of Transformers with its tokenizer.
+
+    model       any `AutoModelForCausalLM`, on its device and in its dtype; set to eval mode
+    tokenizer   its tokenizer
+    chunk       tokens read at once; bounds the memory of a prefill
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, chunk: int = 1024, name: str = "") -> None:
+        if chunk < 1:
+            raise EvaluationError(f"chunk {chunk} tokens: give at least 1")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.chunk = chunk
+        self.name = name or str(getattr(model.config, "_name_or_path", "") or "model")
+        self.device = next(model.parameters()).device
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        known = inspect.signature(base.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
+        if "logits_to_keep" not in known:
+            raise ModelError(f"{type(base).__name__} cannot score part of a prompt: not supported")
+        self._text_config = model.config.get_text_config(decoder=True)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        chunk: int = 1024,
+        attention: str | None = None,
+    ) -> Engine:
+        """Load a checkpoint folder or a hub name.
+
+        dtype       "auto": half precision where this machine is fast in it (measured), else fp32;
+                    weights, activations and the cache all have it
+        device      "auto": CUDA where there is one, else the processor
+        Raises ModelError when the model or its tokenizer cannot be read.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = fast_dtype(device) if dtype == "auto" else _dtype(dtype)
+        options = {} if attention is None else {"attn_implementation": attention}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **options)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"cannot read a model from {path}: {reason}") from error
+        return cls(model.to(device), tokenizer, chunk=chunk, name=str(path))
+
+    @property
+    def window(self) -> int:
+        """Largest number of positions that the model's config allows."""
+        return int(self._text_config.max_position_embeddings)
+
+    @property
+    def length_dependent(self) -> bool:
+        """RoPE frequencies change with the prompt's length: prompts are read in one piece."""
+        rope = getattr(self._text_config, "rope_parameters", None) or {}
+        return rope.get("rope_type") in LENGTH_DEPENDENT
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generated answer."""
+        ids: set[int] = set()
+        generation = getattr(self.model, "generation_config", None)
+        for owner in (self._text_config, generation, self.tokenizer):
+            found = getattr(owner, "eos_token_id", None)
+            ids.update(found if isinstance(found, list | tuple) else [found] if found else [])
+        return frozenset(int(token) for token in ids)
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text (a BOS token, or nothing)."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        for at in range(len(full) - len(plain) + 1):
+            if full[at : at + len(plain)] == plain:
+                return list(full[:at])
+        return []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, nothing cleaned up."""
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def context(self) -> Context:
+        """An empty context, to be extended and asked."""
+        return Context(self)
+
+    def loglikelihoods(
+        self,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Scores]:
+        """Score each continuation given its context, in the order of the requests.
+
+        requests    (context ids, continuation ids); contexts at least one token long
+        progress    called with the number of requests answered since the last call
+
+        Short requests run in batches of like length; a long context is read once for all its
+        continuations. Raises EvaluationError on an empty context or continuation.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, (context, continuation) in enumerate(requests):
+            if not len(context) or not len(continuation):
+                raise EvaluationError(
+                    f"request {number}: context {len(context)} tokens, continuation "
+                    f"{len(continuation)} tokens: each needs at least 1"
+                )
+            groups.setdefault(tuple(context), []).append(number)
+        results: dict[int, Scores] = {}
+        alone: list[int] = []
+        for context_ids, numbers in groups.items():
+            longest = len(context_ids) + max(len(requests[n][1]) for n in numbers)
+            shared = len(numbers) > 1 and len(context_ids) >= self.chunk // 4
+            if not (shared or longest > self.chunk):
+                alone.extend(numbers)
+                continue
+            context = self.context()
+            context.extend(context_ids)
+            for number in numbers:
+                results[number] = context.ask([], requests[number][1])
+                _tell(progress, 1)
+        alone.sort(key=lambda n: -(len(requests[n][0]) + len(requests[n][1])))
+        for batch in _batches(alone, [len(c) + len(a) for c, a in requests]):
+            results.update(self._score_batch([(n, *requests[n]) for n in batch]))
+            _tell(progress, len(batch))
+        return [results[number] for number in range(len(requests))]
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, batch: Sequence[tuple[int, Sequence[int], Sequence[int]]]
+    ) -> dict[int, Scores]:
+        longest = max(len(context) + len(answer) for _, context, answer in batch)
+        first = min(len(context) for _, context, _ in batch) - 1
+        # Padding stands on the right, where a causal model cannot see it.
+        ids_BT = torch.zeros((len(batch), longest), dtype=torch.long)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, (_, context, answer) in enumerate(batch):
+            ids = [*context, *answer]
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            mask_BT[row, : len(ids)] = 1
+        logits_BTV = self.model(
+            input_ids=ids_BT.to(self.device),
+            attention_mask=mask_BT.to(self.device),
+            use_cache=False,
+            logits_to_keep=torch.arange(first, longest - 1, device=self.device),
+        ).logits
+        scored = {}
+        for row, (number, context, answer) in enumerate(batch):
+            start = len(context) - 1 - first
+            targets = torch.tensor(list(answer), device=self.device)
+            nll, right = _nll(logits_BTV[row, start : start + len(answer)], targets)
+            scored[number] = Scores(nll, right)
+        return scored
+
+    def generate(
+        self, prompt: Sequence[int], max_new_tokens: int, *, stop: Sequence[str] = ()
+    ) -> list[int]:
+        """Greedy continuation of a prompt, without the end token; see `Context.complete`."""
+        return self.context().complete(prompt, max_new_tokens, stop=stop)
+
+
+class Context:
+    """Text that the model has read, kept as a key-value cache; made by `Engine.context()`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.length = 0
+        self._next_V: torch.Tensor | None = None
+        self._held = 0
+        self._cache = DynamicCache(config=engine.model.config)
+        # Sliding-window layers, where a model has them, must be able to go back after a question.
+        self._cache.activate_past_recording()
+        self._cache.layers = [
+            _Buffered() if type(layer) is DynamicLayer else layer for layer in self._cache.layers
+        ]
+
+    @torch.inference_mode()
+    def extend(self, ids: Sequence[int] | np.ndarray, *, scored: int = 0) -> Scores:
+        """Read on, at the next positions.
+
+        ids       int[T], tokens that follow what was read
+        scored    how many of the last of them to score; only their logits are ever computed
+
+        Returns the scores of those tokens. The very first token of a context has nothing before
+        it: its nll is NaN. Raises EvaluationError when more than T tokens are to be scored.
+        """
+        ids_T = torch.as_tensor(np.asarray(ids, dtype=np.int64))
+        count = len(ids_T)
+        if scored > count:
+            raise EvaluationError(f"{scored} tokens to score, but only {count} given")
+        first = count - scored
+        nll: list[np.ndarray] = []
+        right: list[np.ndarray] = []
+        if scored and first == 0:
+            nll_1, right_1 = self._score_next(int(ids_T[0]))
+            nll.append(nll_1)
+            right.append(right_1)
+        chunk = count if self.engine.length_dependent else self.engine.chunk
+        for start in range(0, count, max(chunk, 1)):
+            end = min(start + chunk, count)
+            # Row t predicts token t+1, also when that is the first token of the next chunk. The
+            # last row is always kept, for whatever comes after this call.
+            low, high = max(first, start + 1), min(end + 1, count)
+            keep_from = min(low, end) - 1
+            logits_TV = self._forward(ids_T[start:end], keep_from - start)
+            if low < high:
+                targets = ids_T[low:high].to(self.engine.device)
+                chunk_nll, chunk_right = _nll(logits_TV[: high - low], targets)
+                nll.append(chunk_nll)
+                right.append(chunk_right)
+            self._next_V = logits_TV[-1].clone()
+        return Scores(
+            np.concatenate(nll) if nll else np.zeros(0),
+            np.concatenate(right) if right else np.zeros(0, dtype=bool),
+        )
+
+    def ask(self, question: Sequence[int], answer: Sequence[int]) -> Scores:
+        """Score `answer` after `question`, both put after the context; the context stays as it was.
+
+        `Scores.exact` says whether greedy decoding gives the answer: under teacher forcing, all
+        tokens being the likeliest is the same event, and it costs no decoding.
+        """
+        with self._kept():
+            return self.extend([*question, *answer], scored=len(answer))
+
+    def complete(
+        self, question: Sequence[int], max_new_tokens: int, *, stop: Sequence[str] = ()
+    ) -> list[int]:
+        """Greedy decoding after `question`; the context stays as it was.
+
+        Ends before an end token, at `max_new_tokens`, or when a text of `stop` appears (the
+        tokens that hold it are returned; the caller cuts the text).
+        """
+        engine = self.engine
+        out: list[int] = []
+        with self._kept():
+            if len(question):
+                self.extend(question)
+            if self._next_V is None:
+                raise EvaluationError("an empty prompt: give at least one token")
+            while len(out) < max_new_tokens:
+                token = int(self._next_V.argmax())
+                if token in engine.end_ids:
+                    break
+                out.append(token)
+                if stop and any(text in engine.decode(out) for text in stop):
+                    break
+                if len(out) < max_new_tokens:
+                    self.extend([token])
+        return out
+
+    @contextmanager
+    def _kept(self) -> Generator[None]:
+        length, after_V = self.length, self._next_V
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            if self.length > length:
+                self._cache.crop(length - self.length)
+            self.length, self._next_V = length, after_V
+
+    def _forward(self, ids_T: torch.Tensor, keep_from: int) -> torch.Tensor:
+        """Logits [T-keep_from, V] of the rows from `keep_from`; the cache grows by T."""
+        engine = self.engine
+        count = len(ids_T)
+        end = self.length + count
+        arguments = {
+            "input_ids": ids_T[None].to(engine.device),
+            "position_ids": torch.arange(self.length, end, device=engine.device)[None],
+            # A mask of ones keeps Transformers from guessing borders of packed documents.
+            "attention_mask": torch.ones((1, end), dtype=torch.long, device=engine.device),
+            "use_cache": True,
+            "logits_to_keep": torch.arange(keep_from, count, device=engine.device),
+            engine._cache_argument: self._cache,
+        }
+        logits_TV = engine.model(**arguments).logits[0]
+        self.length = end
+        if not self._held:
+            self._cache.crop(0)
+        return logits_TV
+
+    def _score_next(self, token: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._next_V is None:
+            return np.full(1, np.nan), np.zeros(1, dtype=bool)
+        return _nll(self._next_V[None], torch.tensor([token], device=self.engine.device))
+
+
+def fast_dtype(device: str) -> torch.dtype:
+    """The dtype to evaluate in: bf16 on an accelerator, and on a processor that is fast in it.
+
+    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 10 ms).
+    """
+    if device != "cpu":
+        return torch.bfloat16
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones((384, 384), dtype=dtype)
+        square @ square
+        start = time.perf_counter()
+        for _ in range(3):
+            square @ square
+        seconds[dtype] = time.perf_counter() - start
+    return torch.bfloat16 if seconds[torch.bfloat16] < seconds[torch.float32] else torch.float32
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    kind = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise EvaluationError(f"unknown dtype {name!r}: use auto, float32, bfloat16 or float16")
+    return kind
+
+
+def _nll(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihoods float64[T] and whether each target is the argmax, bool[T]."""
+    nll, right = [], []
+    # In slices, so that the fp32 copy of the logits stays small.
+    for start in range(0, len(targets_T), LOGIT_ROWS):
+        rows = logits_TV[start : start + LOGIT_ROWS].float()
+        targets = targets_T[start : start + LOGIT_ROWS]
+        nll.append(torch.nn.functional.cross_entropy(rows, targets, reduction="none"))
+        right.append(rows.argmax(-1) == targets)
+    return torch.cat(nll).double().cpu().numpy(), torch.cat(right).cpu().numpy()
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut `order` (longest first) in batches of at most BATCH_TOKENS padded tokens."""
+    batch: list[int] = []
+    for number in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _tell(progress: Callable[[int], None] | None, count: int) -> None:
+    if progress is not None:
+        progress(count)
