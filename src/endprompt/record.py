@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "pef
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Generator[Path]:
     """Give a temporary path beside `path`; move it there when the block ends well.
 
     An interrupted or failed block leaves `path` as it was and no partial file under its name.
