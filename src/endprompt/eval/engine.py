@@ -176,6 +176,14 @@ class Engine:
                 return list(full[:at])
         return []
 
+    def work(self, length: int) -> float:
+        """Operations of a prefill, roughly: what a progress bar should count."""
+        config = self._text_config
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        linear = 2.0 * self.model.num_parameters()
+        return linear * length + 2.0 * config.num_hidden_layers * heads * size * length**2
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -274,6 +282,11 @@ class Context:
         self._next_V: torch.Tensor | None = None
         self._held = 0
         self._cache = DynamicCache(config=engine.model.config)
+        if engine.length_dependent:
+            # Their frequencies grow with the longest call so far; a short call sets them back.
+            with torch.inference_mode():
+                first = torch.zeros((1, 1), dtype=torch.long, device=engine.device)
+                engine.model(input_ids=first, use_cache=False)
         # Sliding-window layers, where a model has them, must be able to go back after a question.
         self._cache.activate_past_recording()
         self._cache.layers = [
