@@ -25,6 +25,8 @@ FIXED = {
 }
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endofturn|>", "[/INST]")
 
+SENTENCE_ENDS = (".", "!", "?", "\n", ".\n")
+
 NAMES = tuple(
     "Avon Birch Cedar Dover Elgin Fairfax Garnet Hazel Iris Juniper Kestrel Laurel Mercer Nettle "
     "Orchid Perry Quill Rowan Saxon Thistle Umber Vesper Walnut Yarrow Zephyr".split()
@@ -81,6 +83,12 @@ class CueWriter:
         if self._tokenizer.eos_token_id is None:
             raise RecipeError("cue 'ep2' needs an end-of-turn token, and the tokenizer has none")
         return int(self._tokenizer.eos_token_id)
+
+    def sentence_ends(self) -> Ints:
+        """Ids int[k] of the tokens that end a sentence or a line, as LongRecipe splits text."""
+        words = self.encode("a")
+        ends = [self.encode("a" + mark)[len(words) :] for mark in SENTENCE_ENDS]
+        return np.unique(np.concatenate([ids[-1:] for ids in ends]))
 
     def write(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
         """Prefix and terminals of a row that is cut out of `text_T`, int[T].

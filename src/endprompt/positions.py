@@ -12,6 +12,7 @@ positions of a row are strictly increasing and below L.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,17 +97,67 @@ def split(length: int, *, after: int, target: int, pieces: int, rng: np.random.G
 
 
 def pose(length: int, *, target: int, rng: np.random.Generator, chunks: int = 2) -> Ints:
-    """PoSE: the row is cut in chunks, each skipping further by a random amount.
+    """PoSE: the row is cut in chunks, each skipping at least as far as the one before.
 
-    Cut points are uniform, skips are sorted uniform draws in [0, target-length]; the first
-    chunk stays at 0 (Zhu et al. 2023, "PoSE", section 3.2).
+    Cut points are uniform; skip u_k is uniform in [u_{k-1}, target-length] and u_0 is 0, so the
+    first chunk stays in place (Zhu et al. 2023, "PoSE", section 3.2).
     """
     room = _room(0, length, target)
     if not 1 <= chunks <= length:
         raise PositionError(f"a row of {length} tokens cannot be cut in {chunks} chunks")
     cuts = np.sort(rng.choice(np.arange(1, length), size=chunks - 1, replace=False))
-    skips = np.append(0, np.sort(rng.integers(room + 1, size=chunks - 1)))
-    return contiguous(length) + _by_chunk(cuts, skips, length)
+    skips = [0]
+    for _ in range(chunks - 1):
+        skips.append(int(rng.integers(skips[-1], room + 1)))
+    return contiguous(length) + _by_chunk(cuts, np.array(skips, dtype=np.int64), length)
+
+
+def cream(length: int, *, target: int, rng: np.random.Generator) -> Ints:
+    """CREAM: a head at 0, a tail at the far end, and a middle between them (Wu et al. 2024).
+
+    Head and tail have a third of the row each, or, in every other row on average, 4 tokens per
+    unit of s = target/length, which leaves nearly all of it to the middle. The middle ends
+    uniformly in the window of a length a*length, where 2a is a Gaussian (mean s+1, deviation 3)
+    cut at [2, 2s] and rounded down: mostly half-way up the target.
+    """
+    _room(0, length, target)
+    s = target // length
+    end = min(length // 3, 4 * s) if rng.integers(2) else length // 3
+    middle = length - 2 * end
+    if end < 1:
+        raise PositionError(f"a row of {length} tokens has no head, middle and tail: it needs 3")
+    a = math.floor(np.clip(rng.normal(s + 1, 3.0), 2, 2 * s)) / 2
+    first, last = int(end + (middle - 1) * a), int(a * length) - end - 1
+    stop = int(rng.integers(first, last + 1)) + 1
+    return np.concatenate(
+        [
+            contiguous(end),
+            contiguous(middle, start=stop - middle),
+            contiguous(end, start=target - end),
+        ]
+    )
+
+
+def sentences(
+    length: int, *, stops: Ints, target: int, rng: np.random.Generator, intact: int | None = None
+) -> Ints:
+    """LongRecipe: sentences keep together, with skips of random size between them.
+
+    stops   int[k], indices of the last token of each sentence, increasing
+    intact  tokens at the beginning that stay where they are; None: uniform in [1, (length+1)/2]
+
+    Every sentence but the first may skip: sentences and free positions are put in one random
+    order (Hu et al. 2024, "LongRecipe", position index transformation).
+    """
+    room = _room(0, length, target)
+    if intact is None:
+        intact = int(rng.integers(1, (length + 1) // 2 + 1))
+    starts = np.asarray(stops)[np.asarray(stops) < length - 1] + 1
+    slots = np.sort(rng.choice(room + len(starts) + 1, size=len(starts) + 1, replace=False))
+    skips = np.append(0, slots[1:] - np.arange(1, len(slots)))
+    positions = contiguous(length) + _by_chunk(starts, skips, length)
+    positions[:intact] = contiguous(intact)
+    return positions
 
 
 def _by_chunk(cuts: Ints, skips: Ints, length: int) -> Ints:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,20 +31,36 @@ class Settings(BaseModel):
 
 
 class Rope(Settings):
-    """How RoPE is scaled; `factor` None means ceil(L / L0)."""
+    """How RoPE is scaled; `factor` None means ceil(relative_factor * L / L0)."""
 
-    scaling: Literal["none", "pi", "ntk", "yarn"] = "pi"
+    scaling: Literal["none", "pi", "ntk", "dynamic", "yarn", "llama3", "longrope"] = "pi"
     factor: Annotated[float, Field(ge=1)] | None = None
+    relative_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Part of L / L0 that is used: LCEG halves it for dynamic NTK."""
     beta_fast: Annotated[float, Field(gt=0)] = 32.0
     beta_slow: Annotated[float, Field(gt=0)] = 1.0
     attention_factor: Annotated[float, Field(gt=0)] | None = None
+    low_freq_factor: Annotated[float, Field(gt=0)] = 1.0
+    high_freq_factor: Annotated[float, Field(gt=0)] = 4.0
+    long_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """LongRoPE's divisors, one a pair; None: made from the frequencies (`rope.stretch`)."""
+    short_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor has to be below high_freq_factor")
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError("beta_slow has to be below beta_fast")
+        return self
 
 
 class Prefix(Settings):
     """Where the text of a row stands."""
 
-    layout: Literal["contiguous", "pose"] = "contiguous"
+    layout: Literal["contiguous", "pose", "cream", "longrecipe"] = "contiguous"
     chunks: Count = 2
+    """Number of chunks of `pose`."""
     weight: Weight = 1.0
     """Loss weight of each prefix token."""
 
@@ -148,10 +164,33 @@ class Training(Settings):
     """`lora+`: LoRA, and embeddings and norms as well, as in LongLoRA."""
     lora_rank: Count = 8
     lora_alpha: Count = 16
+    attention: Literal["full", "shifted"] = "full"
+    """`shifted`: LongLoRA's shifted sparse attention, in training only."""
+    attention_groups: Count = 4
+    """Number of groups that `shifted` cuts a row in."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     save_steps: Count | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Amounts(NamedTuple):
+    """Sizes of a run whose recipe names numbers only."""
+
+    row_tokens: int
+    rows_per_step: int
+    steps: int
+    save_steps: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return self.steps * self.rows_per_step
+
+    @property
+    def tokens(self) -> int:
+        """Physical tokens in all."""
+        return self.rows * self.row_tokens
 
 
 class Recipe(Settings):
@@ -202,6 +241,60 @@ class Recipe(Settings):
         """The same scaling, nothing trained."""
         training = self.training.model_copy(update={"trains": "nothing"})
         return self.model_copy(update={"name": self.rope.scaling, "training": training})
+
+    def resolve(self, *, window: int, target: int, gpu: bool) -> Recipe:
+        """The same with every `auto` amount as a number, so that equal recipes make equal runs.
+
+        window, target  tokens of the base and of the extended model
+        gpu             True where a GPU trains: a billion tokens in rows of the window, as in the
+                        paper; on a CPU a demonstration of minutes
+
+        Raises RecipeError when a step is not a whole number of rows.
+        """
+        rows, training = self.rows, self.training
+        named = {"auto": window if gpu else min(window, 1024), "window": window, "target": target}
+        row_tokens = rows.tokens if isinstance(rows.tokens, int) else named[rows.tokens]
+        step = training.tokens_per_step
+        if step == "auto":
+            step = max(row_tokens, 64 * window) if gpu else row_tokens
+            step -= step % row_tokens
+        if step % row_tokens:
+            raise RecipeError(
+                f"training.tokens_per_step {step} is no multiple of rows of {row_tokens} tokens"
+            )
+        total = training.tokens
+        if total == "auto":
+            total = 10**9 if gpu else 32 * 1024
+        steps = max(1, round(total / step))
+        save = max(1, steps // 4) if training.save_steps == "auto" else training.save_steps
+        return self.model_copy(
+            update={
+                "rows": rows.model_copy(update={"tokens": row_tokens}),
+                "training": training.model_copy(
+                    update={
+                        "tokens": steps * step,
+                        "tokens_per_step": step,
+                        "save_steps": save,
+                        "warmup_steps": min(training.warmup_steps, max(1, steps // 8)),
+                        "dtype": ("bfloat16" if gpu else "float32")
+                        if training.dtype == "auto"
+                        else training.dtype,
+                        "gradient_checkpointing": row_tokens > 2048
+                        if training.gradient_checkpointing == "auto"
+                        else training.gradient_checkpointing,
+                    }
+                ),
+            }
+        )
+
+    @property
+    def amounts(self) -> Amounts:
+        """The numbers of a resolved recipe."""
+        values = (self.rows.tokens, self.training.tokens_per_step, self.training.tokens)
+        row, step, total = (value for value in values if isinstance(value, int))
+        save = self.training.save_steps
+        assert isinstance(save, int), "amounts are resolved first"
+        return Amounts(row, step // row, total // step, save)
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
         rows = self.rows.model_copy(update={"kinds": kinds})

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from endprompt import positions
-from endprompt.cues import CueWriter, Segment
+from endprompt.cues import Content, CueWriter, Segment
 from endprompt.errors import TextError
 from endprompt.positions import Ints
 from endprompt.recipe import Kind, Prefix, Rows, Terminal
@@ -123,9 +123,12 @@ class RowSource:
         """Row `index`, the same for the same seed whoever asks."""
         rng = np.random.default_rng([self._seed, index, 1])
         kind, text_T = self.kind(index), self._stretches[index]
-        if kind.terminal is None:
-            return assemble(text_T, [], kind.prefix, None, target=self._target, rng=rng)
-        content = self._cues.write(kind.terminal, text_T, rng)
+        content = Content(text_T, [])
+        if kind.terminal is not None:
+            content = self._cues.write(kind.terminal, text_T, rng)
+        stops = None
+        if kind.prefix.layout == "longrecipe":
+            stops = np.flatnonzero(np.isin(content.prefix_P, self._cues.sentence_ends()))
         return assemble(
             content.prefix_P,
             content.terminals,
@@ -133,6 +136,7 @@ class RowSource:
             kind.terminal,
             target=self._target,
             rng=rng,
+            stops=stops,
         )
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
@@ -153,10 +157,15 @@ def assemble(
     *,
     target: int,
     rng: np.random.Generator,
+    stops: Ints | None = None,
 ) -> Row:
-    """Give positions to a prefix and its terminals; raises PositionError when they don't fit."""
+    """Give positions to a prefix and its terminals; raises PositionError when they don't fit.
+
+    stops  int[k], indices in the prefix where its sentences end: what `longrecipe` asks for
+    """
     lengths = [len(segment.tokens) for segment in terminals]
-    first = lay_out(prefix, len(prefix_P), target=target - sum(lengths), rng=rng)
+    room = target - sum(lengths)
+    first = lay_out(prefix, len(prefix_P), target=room, rng=rng, stops=stops)
     rest = place(terminal, lengths, after=int(first[-1]) + 1, target=target, rng=rng)
     return Row(
         np.concatenate([prefix_P, *(segment.tokens for segment in terminals)]),
@@ -171,10 +180,22 @@ def assemble(
     )
 
 
-def lay_out(prefix: Prefix, length: int, *, target: int, rng: np.random.Generator) -> Ints:
+def lay_out(
+    prefix: Prefix,
+    length: int,
+    *,
+    target: int,
+    rng: np.random.Generator,
+    stops: Ints | None = None,
+) -> Ints:
     """Positions int[length] of a prefix below `target`."""
     if prefix.layout == "pose":
         return positions.pose(length, target=target, rng=rng, chunks=prefix.chunks)
+    if prefix.layout == "cream":
+        return positions.cream(length, target=target, rng=rng)
+    if prefix.layout == "longrecipe":
+        assert stops is not None, "sentences are found before they are placed"
+        return positions.sentences(length, stops=stops, target=target, rng=rng)
     return positions.contiguous(length)
 
 

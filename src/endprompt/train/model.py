@@ -45,10 +45,11 @@ def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     base = rope.read_base(config)
     if recipe.rope.scaling == "none":
         return config
-    settings = recipe.rope.model_dump(exclude={"scaling", "factor"})
-    s = recipe.rope.factor or rope.factor(base.window, target)
+    settings = recipe.rope.model_dump(exclude={"scaling", "factor", "relative_factor"})
+    s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.relative_factor)
     config.rope_parameters = rope.parameters(base, recipe.rope.scaling, s, **settings)
-    config.max_position_embeddings = target
+    if recipe.rope.scaling != "dynamic":  # which counts the length met from this number on
+        config.max_position_embeddings = target
     return config
 
 

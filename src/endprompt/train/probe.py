@@ -108,9 +108,14 @@ def _frequencies(model: Any, base: rope.Base, target: int) -> Iterator[Check]:
     parameters = model.config.rope_parameters
     theta = float(parameters.get("rope_theta", 0.0))
     plain = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), base.rotary_size)[0]
-    expected, expected_size = rope.inverse_frequencies(parameters, base.rotary_size)
+    expected, expected_size = rope.inverse_frequencies(
+        parameters, base.rotary_size, length=target, window=base.window
+    )
     scaled = not np.allclose(expected, plain, rtol=1e-3)
     embedding = _rotary_embedding(model)
+    place = torch.tensor([[0, target - 1]], device=embedding.inv_freq.device)
+    # some scalings settle their frequencies by the highest position met: ask before reading
+    cos, sin = embedding(torch.zeros(1, 2, 1, device=place.device), place)
     held = embedding.inv_freq.detach().double().cpu().numpy()
 
     kind = parameters.get("rope_type", "default")
@@ -121,8 +126,6 @@ def _frequencies(model: Any, base: rope.Base, target: int) -> Iterator[Check]:
     detail = f"model {held[-1]:.6g}, written {expected[-1]:.6g} radians at the last pair"
     yield Check("frequencies as written", "-", bool(same), detail)
 
-    place = torch.tensor([[0, target - 1]], device=embedding.inv_freq.device)
-    cos, sin = embedding(torch.zeros(1, 2, 1, device=place.device), place)
     angles = (target - 1) * expected
     wanted = np.concatenate([np.cos(angles), np.sin(angles)]) * expected_size
     half = len(expected)
