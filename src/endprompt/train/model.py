@@ -71,6 +71,7 @@ def load(model: str, config: Any, *, attention: str = "sdpa", dtype: str = "floa
 def save(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
     """Write a checkpoint with its tokenizer and chat template, whole or not at all."""
     partial = _partial(folder)
+    model.config.use_cache = True  # the Trainer had switched it off
     try:
         model.save_pretrained(partial, max_shard_size="5GB")
         tokenizer.model_max_length = target
@@ -108,9 +109,6 @@ def _write_older_layout(config_file: Path) -> None:
         config["rope_theta"] = parameters.pop("rope_theta")
     if parameters.get("rope_type", "default") != "default":
         config["rope_scaling"] = parameters
-        window = parameters.get("original_max_position_embeddings")
-        if window is not None:
-            config["original_max_position_embeddings"] = window
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,0 +1,323 @@
+"""Train one recipe: a Transformers Trainer whose rows, order and loss are ours.
+
+A killed run goes on from its last whole checkpoint and ends with the same weights: rows are a
+function of seed and index, and the Trainer restores optimizer, schedule and random state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from endprompt import record, rope
+from endprompt.cues import CueWriter
+from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
+from endprompt.errors import OutputError, TrainingError
+from endprompt.recipe import Recipe
+from endprompt.train import model as models
+from endprompt.train import probe
+from endprompt.train.loss import weighted_loss
+
+Progress = Callable[[dict[str, Any]], None]
+COMPLETE = "complete.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trained:
+    """What a training run leaves: `model/` beside this, written as `train.json`."""
+
+    recipe: dict[str, Any]
+    recipe_hash: str
+    target: int
+    steps: int
+    tokens: int
+    seconds: float
+    peak_memory_bytes: int
+    epochs: float
+    resumed_at: list[int]
+    curve: list[dict[str, float]]
+    position_check: list[dict[str, Any]]
+    provenance: dict[str, Any] = field(default_factory=record.provenance)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: str,
+    documents: Documents,
+    target: int,
+    out: Path,
+    fingerprint: str = "",
+    report_to: str = "none",
+    progress: Progress | None = None,
+) -> Trained:
+    """Extend `model` to `target` tokens by a recipe and save it under `out/model`.
+
+    recipe       amounts resolved (`Recipe.resolve`)
+    documents    tokenised documents
+    fingerprint  of the documents; a run that was begun with others is refused
+    progress     called at every step with done, total, loss, prefix_loss, terminal_loss
+
+    Raises ProbeError before training when the model would not see the far distances,
+    TrainingError when the loss is no longer finite, OutputError for an `out` of another run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, recipe, model, target, fingerprint)
+    config = models.scaled_config(model, recipe, target)
+    tokenizer = models.load_tokenizer(model)
+    base = rope.read_base(models.load_config(model))
+    amounts = recipe.amounts
+    rows = RowSource(
+        documents,
+        recipe.rows,
+        CueWriter(tokenizer),
+        target=target,
+        seed=recipe.training.seed,
+        count=amounts.rows,
+    )
+    for index in range(min(8, len(rows))):  # what cannot be made is said before the model loads
+        rows.row(index)
+    torch.manual_seed(recipe.training.seed)
+    network = models.load(model, config)
+    checks = probe.check_positions(network, base, target)
+    probe.require(checks)
+    checkpoint = last_whole_checkpoint(out / "checkpoints")
+    resumed: list[int] = []
+    if checkpoint:
+        resumed += json.loads((checkpoint / COMPLETE).read_text())["resumed_at"]
+        resumed.append(int(checkpoint.name.rpartition("-")[2]))
+    trainer = RowTrainer(
+        model=network,
+        args=_arguments(recipe, out, report_to),
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=[_MarkComplete(resumed), _Report(progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise record.full_disk(error, out) from error
+    except RuntimeError as error:  # what torch and safetensors raise for a full disk
+        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise OutputError(
+                f"no space left on the disk while writing {out}: free some and run again"
+            ) from error
+        raise
+    curve = [entry for entry in trainer.state.log_history if "prefix_loss" in entry]
+    done = Trained(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe.hash(),
+        target=target,
+        steps=amounts.steps,
+        tokens=amounts.tokens,
+        seconds=sum(entry["seconds"] for entry in curve),
+        peak_memory_bytes=record.peak_memory_bytes(),
+        epochs=rows.epochs,
+        resumed_at=resumed,
+        curve=curve,
+        position_check=[check.as_dict() for check in checks],
+    )
+    if trainer.is_world_process_zero():
+        models.save(trainer.accelerator.unwrap_model(network), tokenizer, out / "model", target)
+        record.write_json(out / "train.json", done.__dict__)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return done
+
+
+class RowTrainer(Trainer):
+    """Rows in the order of their index, the weighted loss, and each segment's loss in the log."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._by_segment = torch.zeros(2, 2)
+        self._began = time.perf_counter()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = self.train_dataset
+        return torch.utils.data.SequentialSampler(rows)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Sum of loss weights over all micro-batches and ranks of a step."""
+        parts = [
+            (batch["loss_weights"][:, 1:] * batch["attention_mask"][:, 1:]).sum()
+            for batch in batch_samples
+        ]
+        total = torch.stack(parts).sum().to(device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Weighted mean over the step; ranks are averaged later, hence the factor."""
+        losses = weighted_loss(model, inputs)
+        total = losses.weight if num_items_in_batch is None else num_items_in_batch
+        loss = losses.weighted / total.clamp_min(1e-8) * self.args.world_size
+        if not torch.isfinite(loss):
+            step = self.state.global_step
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            rows *= self.args.world_size
+            raise TrainingError(
+                f"loss is {loss.item()} at step {step + 1} (rows {step * rows} to "
+                f"{(step + 1) * rows - 1}); the weights are those of step {step}: "
+                f"lower training.learning_rate or look at these rows"
+            )
+        self._by_segment += losses.by_segment.cpu()
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss of prefix and terminal, in nats per trained token, and the seconds."""
+        if "loss" in logs:
+            sums = self._by_segment
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+            for name, (total, tokens) in zip(
+                ("prefix_loss", "terminal_loss"), sums[[PREFIX, TERMINAL]].tolist(), strict=True
+            ):
+                logs[name] = total / tokens if tokens else math.nan
+            now = time.perf_counter()
+            logs["seconds"] = now - self._began
+            self._began = now
+            self._by_segment = torch.zeros(2, 2)
+            logs = {key: value for key, value in logs.items() if not math.isnan(value)}
+        super().log(logs, start_time)
+
+
+class _MarkComplete(TrainerCallback):
+    """A checkpoint counts only when this mark, written last, agrees with its files."""
+
+    def __init__(self, resumed_at: list[int]) -> None:
+        self._resumed_at = resumed_at
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        sizes = {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        mark = {"sizes": sizes, "resumed_at": self._resumed_at}
+        record.write_json(folder / COMPLETE, mark)
+
+
+class _Report(TrainerCallback):
+    """Tell the caller about every step."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs = given.get("logs") or {}
+        if self._progress and "seconds" in logs:
+            self._progress({"done": state.global_step, "total": state.max_steps, **logs})
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint all of whose files are there at the size they were written with.
+
+    One that was cut short is passed over with a warning, for the one before it.
+    """
+    found = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
+    for checkpoint in found:
+        try:
+            sizes = json.loads((checkpoint / COMPLETE).read_text())["sizes"]
+            if all((checkpoint / name).stat().st_size == size for name, size in sizes.items()):
+                return checkpoint
+        except (OSError, ValueError, KeyError):
+            pass
+        log.warning("checkpoint %s is not whole: the one before it is used", checkpoint.name)
+    return None
+
+
+def _claim(out: Path, recipe: Recipe, model: str, target: int, fingerprint: str) -> None:
+    """Note what the folder is for; refuse one that was begun with other settings."""
+    claim = {
+        "recipe_hash": recipe.hash(),
+        "model": model,
+        "target": target,
+        "documents": fingerprint,
+    }
+    path = out / "claim.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        differing = [key for key in claim if before.get(key) != claim[key]]
+        if differing:
+            raise OutputError(
+                f"{out} holds a run with another {' and another '.join(differing)}: "
+                f"choose another --out, or remove the folder"
+            )
+        return
+    record.write_json(path, claim)
+
+
+def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
+    training, amounts = recipe.training, recipe.amounts
+    rows_per_step = amounts.rows_per_step
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if rows_per_step % ranks:
+        raise TrainingError(
+            f"{rows_per_step} rows a step do not divide among {ranks} processes: "
+            f"set training.tokens_per_step to a multiple of {ranks} rows"
+        )
+    per_rank = rows_per_step // ranks
+    at_once = max(
+        n
+        for n in range(1, per_rank + 1)
+        if per_rank % n == 0 and (n == 1 or n * amounts.row_tokens <= 4096)
+    )
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=amounts.steps,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=per_rank // at_once,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=training.dtype == "bfloat16",
+        use_cpu=not gpu,
+        activation_checkpointing=bool(training.gradient_checkpointing),
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        seed=training.seed,
+        data_seed=training.seed,
+        save_strategy="steps",
+        save_steps=amounts.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=report_to,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=gpu,
+    )
