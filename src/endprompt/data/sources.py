@@ -22,15 +22,31 @@ from typing import Any, BinaryIO, cast
 from endprompt.data.readers import COMPRESSIONS, KINDS, Document, Fault, Item, from_rows, read
 from endprompt.errors import DependencyError, TextError, nearest
 
-__all__ = ["Document", "Fault", "FileSource", "HubSource", "Source", "StdinSource", "open_source"]
+__all__ = [
+    "Document",
+    "Fault",
+    "FileSource",
+    "HubSource",
+    "Meter",
+    "Source",
+    "StdinSource",
+    "open_source",
+]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _READABLE = ", ".join(suffix.removeprefix(".") for suffix in KINDS)
 
 
+@dataclass
+class Meter:
+    """How far reading has come, in bytes as they are stored."""
+
+    bytes_read: int = 0
+
+
 @dataclass(frozen=True)
 class Source(ABC):
-    """Where documents come from; reading starts afresh with each call of `read`.
+    """Where documents come from; reading starts afresh with each call of `rows`.
 
     spec    what the user named
     column  the column to read; None: see `readers.choose_column`
@@ -40,8 +56,11 @@ class Source(ABC):
     column: str | None = None
 
     @abstractmethod
-    def read(self) -> Iterator[Item]:
-        """Every row in order: a Document, or the Fault that it has instead."""
+    def rows(self, meter: Meter | None = None) -> Iterator[Item]:
+        """Every row in order: a Document, or the Fault that it has instead.
+
+        meter  told how far reading has come
+        """
 
     def documents(self, dropped: Counter[str] | None = None) -> Iterator[Document]:
         """Documents in order.
@@ -53,7 +72,7 @@ class Source(ABC):
         Raises TextError for a faulty row, a broken file, or when there is no document at all.
         """
         found, first = 0, None
-        for item in self.read():
+        for item in self.rows():
             if isinstance(item, Document):
                 found += 1
                 yield item
@@ -69,6 +88,10 @@ class Source(ABC):
         """What says whether the source is still the same: files with size and time of change."""
         return []
 
+    def size(self) -> int | None:
+        """Bytes to read in all, None where nobody knows."""
+        return None
+
 
 @dataclass(frozen=True)
 class FileSource(Source):
@@ -76,21 +99,24 @@ class FileSource(Source):
 
     files: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[Item]:
+    def rows(self, meter: Meter | None = None) -> Iterator[Item]:
         """Rows of all files, file by file."""
         for file in self.files:
-            yield from self.read_file(file)
+            yield from self._file(file, meter or Meter())
 
-    def read_file(self, file: str) -> Iterator[Item]:
-        """Rows of one of the files."""
+    def _file(self, file: str, meter: Meter) -> Iterator[Item]:
         kind, compression = _kind(file)
         name = _below(self.spec, file) if len(self.files) > 1 else PurePosixPath(file).name
         try:
             with contextlib.ExitStack() as stack:
-                raw = stack.enter_context(_open(file))
+                stored = stack.enter_context(_open(file))
+                raw = stored
                 if compression:
                     raw = _decompress(raw, compression, stack, seekable=kind in _SEEKING)
-                yield from read(name, file, raw, kind, self.column)
+                before = meter.bytes_read
+                for item in read(name, file, raw, kind, self.column):
+                    meter.bytes_read = before + stored.tell()
+                    yield item
         except OSError as error:
             detail = error.strerror or " ".join(str(error).split())[:200]
             raise TextError(
@@ -111,6 +137,10 @@ class FileSource(Source):
                 )
         return found
 
+    def size(self) -> int:
+        """Bytes of all files, compressed as they are."""
+        return sum(entry["bytes"] for entry in self.identity())
+
 
 @dataclass(frozen=True)
 class HubSource(Source):
@@ -118,8 +148,9 @@ class HubSource(Source):
 
     split: str = "train"
 
-    def read(self) -> Iterator[Item]:
+    def rows(self, meter: Meter | None = None) -> Iterator[Item]:
         """Rows of the split in its own order, fetched as they are asked for."""
+        del meter
         import datasets
         from datasets.exceptions import DatasetNotFoundError
 
@@ -142,8 +173,9 @@ class HubSource(Source):
 class StdinSource(Source):
     """Standard input: jsonl when it starts with '{', or else one plain text."""
 
-    def read(self) -> Iterator[Item]:
+    def rows(self, meter: Meter | None = None) -> Iterator[Item]:
         """Rows as they arrive."""
+        del meter
         raw = io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer), 2**20)
         try:
             kind = "jsonl" if raw.peek(1)[:1] == b"{" else "text"

@@ -1,0 +1,423 @@
+"""Sources -> a folder of tokenised documents that can be stopped anywhere and gone on with.
+
+Every part is written whole before the journal names it, and the journal says how many rows of
+each source lie in the parts so far. A run that was killed therefore goes on behind its last part
+and ends with the same bytes as one that was not. Reading runs one batch ahead of tokenising;
+memory holds two batches and one part, whatever the size of the sources.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from endprompt.data import parts
+from endprompt.data.encoder import BATCH_CHARACTERS, Encoder
+from endprompt.data.manifest import (
+    FORMAT_VERSION,
+    JOURNAL,
+    MANIFEST,
+    histogram,
+    load,
+    seal,
+    write_datasets_files,
+)
+from endprompt.data.mixture import Cursor, Reading, Weighted, describe, size, token_rates
+from endprompt.data.readers import Document, Item
+from endprompt.data.sources import Meter
+from endprompt.data.tokens import encode_documents
+from endprompt.errors import DataError, OutputError, TextError
+from endprompt.record import sha256_file, write_json, writing
+
+PART_TOKENS = 2**25
+BATCH_DOCUMENTS = 4096
+TRAIN, HOLDOUT = "train", "holdout"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides about the result, beside the sources and the tokenizer.
+
+    holdout              share of documents, chosen by their content, that training never sees
+    max_tokens           stop with the document that reaches it; None: take everything
+    min_document_tokens  shorter documents are dropped
+    part_tokens          a part is closed by the first batch that reaches it
+    """
+
+    holdout: float = 0.0
+    max_tokens: int | None = None
+    min_document_tokens: int = 1
+    part_tokens: int = PART_TOKENS
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `share` lies in 0..1, None where the size of the sources is unknown."""
+
+    documents: int
+    tokens: int
+    share: float | None
+
+
+@dataclass
+class _Tally:
+    """What the journal keeps: counts of each source, parts of each split, where reading is."""
+
+    cursor: Cursor
+    documents: list[int]
+    tokens: list[int]
+    dropped: list[dict[str, int]]
+    parts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    finished: bool = False
+
+
+def prepare(
+    sources: Sequence[Weighted],
+    tokenizer: Any,
+    folder: Path,
+    *,
+    options: Options = Options(),
+    force: bool = False,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Tokenise sources into `folder`, or go on where an interrupted run stopped.
+
+    tokenizer  a Transformers tokenizer
+    force      throw away prepared data that lies in the folder
+
+    Returns the manifest. Raises TextError for sources that can't be read or hold nothing;
+    DataError when the folder holds data of other settings, sources or tokenizer, or a token id
+    lies outside the vocabulary; OutputError when the folder can't be used or the disk is full.
+    """
+    encoder = Encoder(tokenizer)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": encoder.digest,
+        "sources": describe(sources),
+        **asdict(options),
+    }
+    with _alone_in(folder):
+        if force:
+            _clear(folder)
+        done = _finished(folder, settings, sources)
+        if done is not None:
+            return done
+        run = _Run(sources, encoder, folder, options, settings, report)
+        tally = run.tokenise()
+        name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        return run.finish(tally, name)
+
+
+class _Run:
+    """One run over the sources; everything that its steps share."""
+
+    def __init__(
+        self,
+        sources: Sequence[Weighted],
+        encoder: Encoder,
+        folder: Path,
+        options: Options,
+        settings: dict[str, Any],
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.sources, self.encoder, self.folder = sources, encoder, folder
+        self.options, self.settings, self.report = options, settings, report
+        self.dtype = parts.dtype_for(encoder.vocabulary)
+        self.meter = Meter()
+        sizes = [entry.source.size() for entry in sources]
+        self.bytes = sum(n for n in sizes if n) if all(n is not None for n in sizes) else None
+        self.waiting: dict[str, list[tuple[str, np.ndarray]]] = {TRAIN: [], HOLDOUT: []}
+        self.waiting_tokens = 0
+
+    def tokenise(self) -> _Tally:
+        """Write the parts that are still to be written."""
+        tally = self._begin()
+        if tally.finished:
+            return tally
+        weighted = all(entry.weight is not None for entry in self.sources)
+        rates = token_rates(self.sources, self.encoder) if weighted else []
+        reading = Reading(self.sources, rates, self.meter)
+        reading.skip_to(tally.cursor)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for batch in chain(_batches(reading), [None]):
+                documents = [i for _, i in batch.items if isinstance(i, Document)] if batch else []
+                found = pool.submit(encode_documents, self.encoder, documents) if batch else None
+                if ahead is not None:
+                    self._take(tally, ahead[0], ahead[1].result())
+                if batch is None or found is None or tally.finished:
+                    break
+                ahead = batch, found
+        tally.finished = True
+        self._close_parts(tally)
+        return tally
+
+    def _begin(self) -> _Tally:
+        """The state that the journal describes, its parts checked, or a fresh one."""
+        for partial in self.folder.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        path = self.folder / JOURNAL
+        if not path.exists():
+            count = len(self.sources)
+            start = Reading(self.sources, [], Meter()).cursor()
+            fresh = _Tally(start, [0] * count, [0] * count, [{} for _ in range(count)])
+            self._write_journal(fresh)
+            return fresh
+        journal = _read_journal(path)
+        _require_same(self.folder, journal["settings"], self.settings)
+        told = journal["tally"]
+        tally = _Tally(cursor=Cursor(**told.pop("cursor")), **told)
+        for part in chain.from_iterable(tally.parts.values()):
+            path = self.folder / part["file"]
+            if not path.exists() or sha256_file(path) != part["sha256"]:
+                raise DataError(f"part {path} was changed or lost: use --force to start anew")
+        return tally
+
+    def _take(self, tally: _Tally, batch: _Batch, arrays: list[np.ndarray]) -> None:
+        """Count a tokenised batch and put its documents where they belong."""
+        ids_of = iter(arrays)
+        least, most = self.options.min_document_tokens, self.options.max_tokens
+        for source, item in batch.items:
+            if isinstance(item, Document):
+                ids = next(ids_of).astype(self.dtype)
+                if len(ids) >= least:
+                    split = HOLDOUT if _is_held_out(ids, self.options.holdout) else TRAIN
+                    self.waiting[split].append((item.name, ids))
+                    self.waiting_tokens += len(ids)
+                    tally.documents[source] += 1
+                    tally.tokens[source] += len(ids)
+                    if most is not None and sum(tally.tokens) >= most:
+                        tally.finished = True
+                        break
+                    continue
+                reason = f"fewer than {least} tokens"
+            else:
+                reason = item.reason
+            tally.dropped[source][reason] = tally.dropped[source].get(reason, 0) + 1
+        tally.cursor = batch.cursor
+        if self.waiting_tokens >= self.options.part_tokens and not tally.finished:
+            self._close_parts(tally)
+        self.report(Progress(sum(tally.documents), sum(tally.tokens), self._share(tally)))
+
+    def _share(self, tally: _Tally) -> float | None:
+        shares = []
+        if self.options.max_tokens:
+            shares.append(sum(tally.tokens) / self.options.max_tokens)
+        if self.bytes:
+            shares.append(self.meter.bytes_read / self.bytes)
+        return min(1.0, max(shares)) if shares else None
+
+    def _close_parts(self, tally: _Tally) -> None:
+        """Write what waits, one part a split, and only then let the journal name the parts."""
+        for split, waiting in self.waiting.items():
+            if not waiting:
+                continue
+            listed = tally.parts.setdefault(split, [])
+            name = f"{split}/data-{len(listed):05d}.arrow"
+            names, arrays = zip(*waiting, strict=True)
+            with writing(self.folder / name) as partial:
+                parts.write(partial, arrays, names, self.dtype)
+                entry = {
+                    "file": name,
+                    "documents": len(arrays),
+                    "tokens": sum(map(len, arrays)),
+                    "bytes": partial.stat().st_size,
+                    "sha256": sha256_file(partial),
+                }
+            listed.append(entry)
+            waiting.clear()
+        self.waiting_tokens = 0
+        self._write_journal(tally)
+
+    def _write_journal(self, tally: _Tally) -> None:
+        journal = {"settings": self.settings, "tally": asdict(tally)}
+        write_json(self.folder / JOURNAL, seal(journal))
+
+    def finish(self, tally: _Tally, tokenizer_name: str) -> dict[str, Any]:
+        """Write the files of `datasets`, then the manifest, and drop the journal."""
+        if not tally.parts.get(TRAIN):
+            reasons = _join_counts(_total(tally.dropped)) or "the sources are empty"
+            (self.folder / JOURNAL).unlink()
+            raise TextError(f"no document left to train on: {reasons}")
+        splits = dict(sorted(tally.parts.items(), reverse=True))
+        names = {
+            split: [Path(part["file"]).name for part in listed] for split, listed in splits.items()
+        }
+        small = write_datasets_files(self.folder, names, self.dtype)
+        encoder = self.encoder
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "settings": self.settings,
+            "tokenizer": {
+                "name": tokenizer_name,
+                "digest": encoder.digest,
+                "vocabulary": encoder.vocabulary,
+                "bos": encoder.bos,
+                "eos": encoder.eos,
+            },
+            "documents": sum(tally.documents),
+            "tokens": sum(tally.tokens),
+            "dropped": _total(tally.dropped),
+            "sources": [
+                {
+                    **asked,
+                    "files": self.sources[n].source.identity(),
+                    "content": tally.cursor.content[n],
+                    "documents": tally.documents[n],
+                    "tokens": tally.tokens[n],
+                    "dropped": tally.dropped[n],
+                    "ran_dry": tally.cursor.dry == n,
+                }
+                for n, asked in enumerate(self.settings["sources"])
+            ],
+            "splits": {split: self._split(listed) for split, listed in splits.items()},
+            "files": {name: sha256_file(self.folder / name) for name in small},
+        }
+        write_json(self.folder / MANIFEST, seal(manifest))
+        (self.folder / JOURNAL).unlink()
+        return manifest
+
+    def _split(self, listed: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [parts.read(self.folder / part["file"]).lengths_N for part in listed]
+        return {
+            "documents": sum(part["documents"] for part in listed),
+            "tokens": sum(part["tokens"] for part in listed),
+            "lengths": histogram(np.concatenate(lengths)),
+            "parts": listed,
+        }
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows to tokenise together, and where reading stands behind them."""
+
+    items: list[tuple[int, Item]]
+    cursor: Cursor
+
+
+def _batches(reading: Reading) -> Iterator[_Batch]:
+    items: list[tuple[int, Item]] = []
+    characters = 0
+    for number, item in reading:
+        items.append((number, item))
+        characters += size(item)
+        if characters >= BATCH_CHARACTERS or len(items) >= BATCH_DOCUMENTS:
+            yield _Batch(items, reading.cursor())
+            items, characters = [], 0
+    yield _Batch(items, reading.cursor())
+
+
+def _is_held_out(ids: np.ndarray, share: float) -> bool:
+    """Decided by the document's content, so that equal documents fall on the same side."""
+    if not share:
+        return False
+    digest = hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[None]:
+    """Hold the folder against a second process; the hold ends with the process, however it ends.
+
+    Raises OutputError when another process writes there, or the folder holds something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"cannot use folder {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"another process is writing {folder}: wait for it, or choose another --out"
+            ) from error
+        ours = any((folder / name).exists() for name in (MANIFEST, JOURNAL))
+        strangers = [entry.name for entry in folder.iterdir() if entry.suffix != ".partial"]
+        if strangers and not ours:
+            raise OutputError(
+                f"{folder} holds {strangers[0]!r} and no prepared data: choose an empty folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _finished(
+    folder: Path, settings: dict[str, Any], sources: Sequence[Weighted]
+) -> dict[str, Any] | None:
+    """The manifest of a finished run of just these settings and files, None where none is.
+
+    Raises DataError when the run was another one.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = load(folder)
+    _require_same(folder, manifest["settings"], settings)
+    for entry, before in zip(sources, manifest["sources"], strict=True):
+        if before["files"] != entry.source.identity():
+            raise DataError(
+                f"files of {entry.source.spec} are not those that {folder} was made of: "
+                "choose another --out, or --force to replace it"
+            )
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return manifest
+
+
+def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differ = [key for key in now if before.get(key) != now[key]]
+    if differ:
+        key = differ[0]
+        shown = (
+            "another tokenizer"
+            if key == "tokenizer"
+            else f"{key} {json.dumps(before.get(key))}, not {json.dumps(now[key])}"
+        )
+        raise DataError(
+            f"{folder} was prepared with {shown}: choose another --out, or --force to replace it"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove prepared data, and nothing else; the manifest first, so that no half is complete."""
+    for name in (MANIFEST, JOURNAL, "dataset_dict.json"):
+        (folder / name).unlink(missing_ok=True)
+    for split in (TRAIN, HOLDOUT):
+        for pattern in ("data-*.arrow", "dataset_info.json", "state.json"):
+            for path in (folder / split).glob(pattern):
+                path.unlink()
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    try:
+        journal = json.loads(path.read_bytes())
+        checksum = journal.pop("checksum")
+        if seal(journal)["checksum"] == checksum:
+            return journal
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        pass
+    raise DataError(f"{path} is broken: use --force to start anew")
+
+
+def _total(dropped: list[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for counts in dropped:
+        for reason, count in counts.items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def _join_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
