@@ -138,6 +138,10 @@ class Rows(Settings):
     """
 
     tokens: Count | Literal["auto", "window", "target"] = "auto"
+    pack: Literal["none", "documents", "stream"] = "none"
+    """Each row from one document; several whole documents, best fit; all joined and cut."""
+    isolate: bool = False
+    """Tokens of the prefix attend to their own document only; a terminal still sees them all."""
     kinds: tuple[Kind, ...] = (Kind(),)
 
     @model_validator(mode="after")

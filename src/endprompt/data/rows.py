@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from endprompt import positions
 from endprompt.cues import Content, CueWriter, Segment
-from endprompt.errors import TextError
+from endprompt.data.packing import Documents, stretches
+from endprompt.errors import RecipeError
 from endprompt.positions import Ints
 from endprompt.recipe import Kind, Prefix, Rows, Terminal
 
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 PREFIX, TERMINAL = 0, 1
 IGNORED = -100
 GOLDEN = 0.6180339887498949
-
-
-class Documents(Protocol):
-    """Tokenised documents: `documents[i]` is int[lengths[i]]."""
-
-    lengths: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -48,39 +39,6 @@ class Row:
     """Loss weight of predicting each token from those before it; that of the first is unused."""
     segments_T: NDArray[np.uint8]
     """PREFIX or TERMINAL of each token."""
-
-
-class Stretches:
-    """Every document cut in whole stretches of `tokens`; the rest of each is left out."""
-
-    def __init__(self, documents: Documents, tokens: int, seed: int) -> None:
-        self._documents, self._tokens, self._seed = documents, tokens, seed
-        lengths = np.asarray(documents.lengths, dtype=np.int64)
-        self._ends = np.cumsum(lengths // tokens)
-        if len(lengths) == 0 or self._ends[-1] == 0:
-            longest = int(lengths.max(initial=0))
-            raise TextError(
-                f"text too short: rows need documents of {tokens} tokens and the longest of "
-                f"{len(lengths)} has {longest}: give longer text or lower rows.tokens"
-            )
-        self.left_out_tokens = int(lengths.sum() - self._ends[-1] * tokens)
-        self._epoch: tuple[int, Ints] | None = None
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Ints:
-        """Stretch int[tokens] that row `index` shows; epochs are permuted one by one."""
-        epoch, place = divmod(index, len(self))
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self))
-            self._epoch = epoch, order
-        stretch = int(self._epoch[1][place])
-        document = int(np.searchsorted(self._ends, stretch, side="right"))
-        before = int(self._ends[document - 1]) if document else 0
-        start = (stretch - before) * self._tokens
-        text = self._documents[document][start : start + self._tokens]
-        return np.asarray(text, dtype=np.int64)
 
 
 class RowSource:
@@ -101,7 +59,8 @@ class RowSource:
         count: int,
     ) -> None:
         assert isinstance(rows.tokens, int), "rows.tokens is resolved before rows are made"
-        self._stretches = Stretches(documents, rows.tokens, seed)
+        self._stretches = stretches(documents, rows.tokens, seed, rows.pack)
+        self._last = _last_of_document(documents) if rows.isolate else None
         self._rows, self._cues, self._target, self._seed = rows, cues, target, seed
         self._shares = np.cumsum([kind.share for kind in rows.kinds])
         self._count = count
@@ -141,12 +100,30 @@ class RowSource:
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
         row = self.row(index)
-        return {
+        example = {
             "input_ids": row.tokens_T,
             "position_ids": row.positions_T,
             "loss_weights": row.weights_T,
             "segments": row.segments_T,
         }
+        if self._last is not None:
+            example["documents"] = np.cumsum(row.tokens_T == self._last) - (
+                row.tokens_T == self._last
+            )
+        return example
+
+    @property
+    def left_out_tokens(self) -> int:
+        """Tokens of the documents that no row shows."""
+        return self._stretches.left_out_tokens
+
+
+def _last_of_document(documents: Documents) -> int:
+    """The id that each document ends with, by which those of a packed row are told apart."""
+    eos = getattr(documents, "eos", None)
+    if eos is None:
+        raise RecipeError("rows.isolate needs documents that end with an end-of-sequence token")
+    return int(eos)
 
 
 def assemble(
@@ -229,7 +206,8 @@ def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tens
 
     One example a row and an explicit mask of ones: without it Transformers takes the jump for
     the border between two packed sequences and hides the prefix from the terminal. Shorter rows
-    are padded on the right, masked and weighed nothing.
+    are padded on the right, masked and weighed nothing. Where rows keep their documents apart,
+    `visible` bool[B, 1, T, T] says which token (last axis) each token attends to.
     """
     import torch
 
@@ -249,10 +227,25 @@ def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tens
 
     lengths = np.array([len(example["input_ids"]) for example in examples])
     mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-    return {
+    batch = {
         "input_ids": stack("input_ids", 0, torch.int64),
         "position_ids": stack("position_ids", 0, torch.int64),
         "attention_mask": torch.from_numpy(mask),
         "loss_weights": stack("loss_weights", 0, torch.float32),
         "segments": stack("segments", PREFIX, torch.uint8),
     }
+    if "documents" in examples[0]:
+        batch["visible"] = torch.from_numpy(
+            np.stack([_visible(example, longest) for example in examples])
+        )
+    return batch
+
+
+def _visible(example: dict[str, NDArray[Any]], longest: int) -> NDArray[np.bool_]:
+    """bool[1, T, T]: the past within the same document; a terminal sees all of the prefix."""
+    T = len(example["documents"])
+    documents, terminal = example["documents"], example["segments"] == TERMINAL
+    visible = np.eye(longest, dtype=bool)  # padding sees itself: a softmax over nothing is NaN
+    past = np.tri(T, dtype=bool)
+    visible[:T, :T] = past & ((documents[:, None] == documents) | terminal[:, None])
+    return visible[None]
