@@ -9,7 +9,10 @@ from importlib import import_module
 
 import typer
 
-EVALUATIONS: tuple[str, ...] = ("eval_ruler",)
+EVALUATIONS: tuple[str, ...] = (
+    "eval_window",
+    "eval_ruler",
+)
 """Modules of this package; each has `register(data_app, score_app, eval_app)`."""
 
 

@@ -1,0 +1,77 @@
+"""`endprompt eval window`: how far a model's window reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
+    """Add `eval window`."""
+
+    @eval_app.command()
+    def window(
+        model: str = typer.Argument(..., help="Checkpoint folder or hub name."),
+        data: Path = typer.Option(..., "--data", help="Folder that `endprompt prepare` wrote."),
+        lengths: str = typer.Option(..., "--lengths", help="Lengths in tokens, as 4k,8k,16k."),
+        documents: int = typer.Option(1, "--documents", help="Held-out texts to read."),
+        needles: int = typer.Option(8, "--needles", help="Needles, and quotes, at each length."),
+        seed: int = typer.Option(0, "--seed", help="Decides everything drawn."),
+        out: Path | None = typer.Option(None, "--json", help="Write every value here."),
+        progress: Path | None = typer.Option(
+            None, "--progress", help="File to keep the progress in, for another process to read."
+        ),
+    ) -> None:
+        """Loss by position, planted needles and quotes on held-out text, from one prefill a text.
+
+        Lengths may go past the model's window: that is where it shows.
+
+        Example:
+
+            endprompt eval window runs/demo/model --data runs/demo/data --lengths 4k,8k,16k
+        """
+        import time
+
+        from endprompt import quantities, record
+        from endprompt.progress import tell
+        from endprompt.train.quiet import quiet
+
+        wanted = quantities.lengths(lengths)
+        quiet()
+        from endprompt.data import holdout
+        from endprompt.errors import TextError
+        from endprompt.eval.engine import Engine
+        from endprompt.eval.window import window_check
+
+        texts = [ids for ids in holdout.held_out_texts(data) if len(ids) >= wanted[-1]][:documents]
+        if not texts:
+            raise TextError(
+                f"no held-out text in {data} has {wanted[-1]} tokens: lower --lengths, or "
+                f"prepare longer documents"
+            )
+        began = time.perf_counter()
+        engine = Engine.load(model)
+        check = window_check(
+            engine,
+            texts,
+            lengths=wanted,
+            needles=needles,
+            quotes=needles,
+            seed=seed,
+            progress=lambda done: tell(progress, done, 1.0),
+        )
+        if out is not None:
+            record.write_json(
+                out,
+                {
+                    **check.model_dump(mode="json"),
+                    "seconds": time.perf_counter() - began,
+                    "peak_memory_bytes": record.peak_memory_bytes(),
+                },
+            )
+        for line in check.summary():
+            typer.echo(
+                f"{line.length:>7} tokens  loss {line.loss:.3f}  needle {line.needle_per_token:.3f}"
+                f"  digits {line.digits_right:.2f}  hits {line.hits:.2f}  quote {line.quote:.3f}"
+            )

@@ -1,0 +1,95 @@
+"""`endprompt train`: one recipe on prepared data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `train`."""
+
+    @app.command()
+    def train(
+        recipe: str = typer.Argument(
+            ..., help="A method's name (`endprompt methods` lists them) or a YAML file."
+        ),
+        model: str = typer.Option(..., "--model", help="Checkpoint folder or hub name."),
+        data: Path = typer.Option(..., "--data", help="Folder that `endprompt prepare` wrote."),
+        to: str = typer.Option(..., "--to", metavar="TOKENS", help="Target window, as 64k."),
+        out: Path = typer.Option(..., "--out", help="Folder of the run; resumes one in it."),
+        settings: list[str] = typer.Option(
+            [], "--set", metavar="KEY=VALUE", help="Override a setting of the recipe."
+        ),
+        report_to: str = typer.Option(
+            "none", "--report-to", help="tensorboard, trackio or wandb, as Transformers has them."
+        ),
+        progress: Path | None = typer.Option(
+            None, "--progress", help="File to keep the progress in, for another process to read."
+        ),
+    ) -> None:
+        """Train one recipe and save the extended model under OUT/model.
+
+        A killed run goes on from its last whole checkpoint when the same command is given
+        again. On several GPUs: `accelerate launch -m endprompt train ...`, the same words.
+
+        Example:
+
+            endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
+        """
+        from endprompt import quantities
+        from endprompt import recipe as recipes
+        from endprompt.progress import tell
+
+        target = quantities.tokens(to)
+        chosen = recipes.load(recipe).replace(recipes.parse_overrides(settings))
+        from endprompt.train import quiet
+
+        quiet.quiet()
+        import torch
+
+        from endprompt import rope
+        from endprompt.data import holdout
+        from endprompt.train import model as models
+        from endprompt.train import run
+
+        base = rope.read_base(models.load_config(model))
+        resolved = chosen.resolve(window=base.window, target=target, gpu=torch.cuda.is_available())
+        documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
+        steps = resolved.amounts.steps
+
+        def show(state: dict[str, float]) -> None:
+            tell(
+                progress,
+                state["done"],
+                state["total"],
+                **{
+                    key: state[key]
+                    for key in ("loss", "prefix_loss", "terminal_loss", "seconds")
+                    if key in state
+                },
+            )
+            if progress is None:
+                left = (state["total"] - state["done"]) * state["seconds"] / 60
+                parts = [
+                    f"{key.removesuffix('_loss')} {state[key]:.3f}"
+                    for key in ("prefix_loss", "terminal_loss")
+                    if key in state
+                ]
+                typer.echo(
+                    f"step {state['done']:.0f}/{steps}  loss {state['loss']:.3f} "
+                    f"({', '.join(parts)})  {state['seconds']:.1f} s a step, {left:.1f} min left"
+                )
+
+        done = run.train(
+            resolved,
+            model=model,
+            documents=documents,
+            target=target,
+            out=out,
+            fingerprint=fingerprint,
+            report_to=report_to,
+            progress=show,
+        )
+        typer.echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")

@@ -1,0 +1,147 @@
+"""Text kept from training for the evaluation: long documents where there are any.
+
+The choice follows a hash of the documents' names, so that it is the same for every run on the
+same text, and training never sees a token of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from endprompt import record
+from endprompt.data.tokens import TokenDocuments
+from endprompt.errors import TextError
+
+FILE = "split.json"
+
+
+class Piece(BaseModel):
+    """Tokens start .. stop-1 of a document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    document: int
+    start: int
+    stop: int
+
+
+class Split(BaseModel):
+    """What training reads, and texts for the evaluation, each joined from its pieces."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: list[Piece]
+    held_out: list[list[Piece]]
+
+
+@dataclass(frozen=True)
+class View:
+    """Pieces of documents, as documents: `view[i]` is int[lengths[i]]."""
+
+    documents: TokenDocuments
+    pieces: list[Piece]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N], tokens of each piece."""
+        return np.array([piece.stop - piece.start for piece in self.pieces], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        piece = self.pieces[index]
+        return self.documents[piece.document][piece.start : piece.stop]
+
+
+def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int) -> Split:
+    """Set `count` texts of at least `tokens` tokens aside, or as many as half of the text allows.
+
+    row_tokens  what training needs in one piece
+
+    Whole long documents come first; where there is none, short ones are joined; a single
+    document gives up its end. Raises TextError when the text is too short for both.
+    """
+    lengths = documents.lengths
+    total = int(lengths.sum())
+    if total < tokens + row_tokens:
+        raise TextError(
+            f"text too short: {total} tokens, and the evaluation needs {tokens} beside training "
+            f"rows of {row_tokens}: give more text, or lower --to or --lengths"
+        )
+    order = sorted(range(len(documents)), key=lambda i: _hash(documents.name(i)))
+    whole = [Piece(document=i, start=0, stop=int(lengths[i])) for i in order]
+    held: list[list[Piece]] = []
+    used: set[int] = set()
+    budget = total // 2
+    for piece in whole:
+        if len(held) < count and tokens <= piece.stop <= budget:
+            held.append([piece])
+            used.add(piece.document)
+            budget -= piece.stop
+    if not held:
+        joined: list[Piece] = []
+        for piece in whole:
+            if piece.stop <= budget and sum(p.stop for p in joined) < tokens:
+                joined.append(piece)
+                budget -= piece.stop
+        if sum(piece.stop for piece in joined) >= tokens:
+            held.append(joined)
+            used = {piece.document for piece in joined}
+    train = [piece for piece in whole if piece.document not in used]
+    if not held:  # one document has more than half of the text: its end is kept back
+        longest = max(whole, key=lambda piece: piece.stop)
+        cut = longest.stop - tokens
+        if cut < row_tokens:
+            raise TextError(
+                f"text too short: the longest document has {longest.stop} tokens, and the "
+                f"evaluation needs {tokens} beside a training row of {row_tokens}: give more "
+                f"text, or lower --to or --lengths"
+            )
+        held = [[longest.model_copy(update={"start": cut})]]
+        train = [piece for piece in whole if piece is not longest]
+        train.append(longest.model_copy(update={"stop": cut}))
+    return Split(train=sorted(train, key=lambda piece: piece.document), held_out=held)
+
+
+def save(folder: Path, found: Split) -> None:
+    """Write the split beside prepared documents."""
+    record.write_json(folder / FILE, found.model_dump())
+
+
+def training_documents(folder: Path, tokenizer: Any = None) -> tuple[Any, str]:
+    """Documents of a prepared folder that training may read, and their fingerprint."""
+    documents = TokenDocuments.open(folder, tokenizer=tokenizer)
+    if not (folder / FILE).is_file():
+        return documents, documents.fingerprint
+    found = _load(folder)
+    return View(documents, found.train), record.sha256_of(
+        [documents.fingerprint, found.model_dump()]
+    )
+
+
+def held_out_texts(folder: Path) -> list[np.ndarray]:
+    """Texts of a prepared folder for the evaluation: int64[tokens] each, longest first."""
+    if not (folder / FILE).is_file():
+        documents = TokenDocuments.open(folder, split="holdout")
+        order = np.argsort(-documents.lengths, kind="stable")
+        return [documents[int(i)].astype(np.int64) for i in order]
+    documents = TokenDocuments.open(folder)
+    return [
+        np.concatenate([documents[p.document][p.start : p.stop] for p in pieces]).astype(np.int64)
+        for pieces in _load(folder).held_out
+    ]
+
+
+def _load(folder: Path) -> Split:
+    return Split.model_validate_json((folder / FILE).read_text())
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
