@@ -377,16 +377,14 @@ def _finished(
 
 
 def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    differ = [key for key in now if before.get(key) != now[key]]
-    if differ:
-        key = differ[0]
-        shown = (
-            "another tokenizer"
-            if key == "tokenizer"
-            else f"{key} {json.dumps(before.get(key))}, not {json.dumps(now[key])}"
-        )
+    for key in now:
+        if before.get(key) == now[key]:
+            continue
+        words = {"tokenizer": "another tokenizer", "sources": "other sources, columns or weights"}
+        plain = f"{key} {json.dumps(before.get(key))}, not {json.dumps(now[key])}"
         raise DataError(
-            f"{folder} was prepared with {shown}: choose another --out, or --force to replace it"
+            f"{folder} was prepared with {words.get(key, plain)}: choose another --out, "
+            "or --force to replace it"
         )
 
 

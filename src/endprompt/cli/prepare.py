@@ -1,0 +1,361 @@
+"""`endprompt prepare`: documents to tokens on disk; `prepare verify` and `prepare show`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from endprompt import quantities
+from endprompt.cli import amounts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from endprompt.data.rows import Row
+    from endprompt.data.tokens import TokenDocuments
+
+SOURCES = "sources"
+SHOWN_CHARACTERS = 240
+
+
+class _SourcesOrVerb(TyperGroup):
+    """`prepare verify` and `prepare show` are commands; any other first word is a source."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args if known else [SOURCES, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == SOURCES else name), command, rest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb with its two commands."""
+    verb = typer.Typer(cls=_SourcesOrVerb)
+    verb.command(SOURCES, hidden=True)(prepare)
+    verb.command("verify")(verify)
+    verb.command("show")(show)
+    app.add_typer(verb, name="prepare", help="Turn documents into tokens on disk, verified.")
+
+
+def prepare(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders or globs of txt, md, jsonl, csv, parquet, arrow (also .gz, .zst); "
+            "URLs (s3://, gs://, https://, hf://); hub data sets (owner/name or "
+            "owner/name:config, streamed); '-' for standard input."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", help="Model whose tokenizer is used.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    length: Annotated[
+        str, typer.Option(help="Row length that the statistics of long documents are about.")
+    ] = "8192",
+    holdout: Annotated[
+        str, typer.Option(help="Share of documents kept from training, as 0.5% or 0.005.")
+    ] = "0",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")
+    ] = None,
+    max_tokens: Annotated[
+        str | None,
+        typer.Option(help="Stop with the document that reaches it: 64k, 200m, 1b (k is 1024)."),
+    ] = None,
+    min_document_tokens: Annotated[
+        int, typer.Option(min=1, help="Drop shorter documents, and count them.")
+    ] = 1,
+    mixture: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of sources with weights, in place of SOURCES."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column with the text, or with token ids, which are taken as they are.",
+            show_default="text, content, input_ids, or the only column of text",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of hub data sets.")] = "train",
+    push: Annotated[
+        str | None,
+        typer.Option(help="Push the result to the hub under this name, as a private data set."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace prepared data in --out.")] = False,
+) -> None:
+    """Turn documents into tokens on disk, once; training then reads them through a memory map.
+
+    One txt or md file is one document, and so is each row of the other formats. Documents begin
+    with a BOS where the tokenizer puts one, and end with its end-of-sequence token. Faulty rows
+    (empty, not UTF-8, ...) are left out and counted. Killed at any time, the same command goes
+    on, with the same result byte for byte. The folder is what `datasets.load_from_disk` loads.
+
+    \b
+    Example:
+        endprompt prepare corpus/ -t meta-llama/Llama-3.1-8B -o data/ --holdout 0.5%
+    Then:
+        endprompt prepare verify data/          checks every checksum
+        endprompt prepare show data/ --row 0    prints a training row with its positions
+    """
+    if not tokenizer or out is None:
+        raise typer.BadParameter("needs --tokenizer MODEL and --out DIR")
+    if bool(sources) == bool(mixture):
+        raise typer.BadParameter("give SOURCES, or --mixture with a file that names them")
+    _use_threads(workers)
+    from rich.console import Console
+
+    from endprompt.data.mixture import Weighted, load_mixture
+    from endprompt.data.prepare import Options
+    from endprompt.data.prepare import prepare as run
+    from endprompt.data.sources import open_source
+    from endprompt.data.tokenizer import load_tokenizer
+    from endprompt.data.tokens import TokenDocuments
+
+    row_tokens = quantities.tokens(length)
+    options = Options(
+        holdout=amounts.share(holdout),
+        max_tokens=amounts.budget(max_tokens) if max_tokens else None,
+        min_document_tokens=min_document_tokens,
+    )
+    if mixture:
+        weighted = load_mixture(mixture)
+    else:
+        weighted = [Weighted(open_source(s, column=column, split=split)) for s in sources or ()]
+    console = Console()
+    loaded = load_tokenizer(tokenizer)
+    with _progress(console) as report:
+        manifest = run(weighted, loaded, out, options=options, force=force, report=report)
+    _summary(console, manifest, TokenDocuments.open(out), loaded, row_tokens)
+    console.print(f"written to {out}", markup=False)
+    if push:
+        _push(out, push)
+        console.print(f"pushed to {push} as a private data set", markup=False)
+
+
+def verify(folder: Annotated[Path, typer.Argument(help="What `prepare` wrote.")]) -> None:
+    """Read every file of a prepared folder and check it against its checksum and counts."""
+    from endprompt.data.manifest import load
+    from endprompt.data.manifest import verify as check
+    from endprompt.errors import DataError
+
+    faults = check(folder)
+    for fault in faults:
+        typer.echo(fault)
+    if faults:
+        raise DataError(f"{folder} has {len(faults)} faults: prepare it again with --force")
+    manifest = load(folder)
+    typer.echo(
+        f"{folder} is sound: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
+        "every checksum right"
+    )
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(help="What `prepare` wrote.")],
+    row: Annotated[int, typer.Option(min=0, help="Number of the row.")] = 0,
+    recipe: Annotated[str, typer.Option(help="A method's name, or a recipe file.")] = "endprompt",
+    target: Annotated[str, typer.Option(help="Length of the window to reach.")] = "64k",
+    length: Annotated[
+        str | None,
+        typer.Option(help="Tokens of a row.", show_default="the recipe's, or 1024"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or holdout")] = "train",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", "-t", help="Model.", show_default="the one it was made with"),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print all of the text.")] = False,
+) -> None:
+    """Print a training row as text with its positions, segment by segment.
+
+    \b
+    Example:
+        endprompt prepare show data/ --row 7 --recipe recall-pose --target 128k
+    """
+    from rich.console import Console
+
+    from endprompt.cues import CueWriter
+    from endprompt.data.manifest import load
+    from endprompt.data.rows import RowSource
+    from endprompt.data.tokenizer import load_tokenizer
+    from endprompt.data.tokens import TokenDocuments
+    from endprompt.recipe import load as load_recipe
+
+    chosen = load_recipe(recipe)
+    goal = quantities.tokens(target)
+    tokens = chosen.rows.tokens
+    if length is not None:
+        tokens = quantities.tokens(length)
+    elif not isinstance(tokens, int):
+        tokens = goal if tokens == "target" else 1024
+    loaded = load_tokenizer(tokenizer or load(folder)["tokenizer"]["name"])
+    documents = TokenDocuments.open(folder, split=split, tokenizer=loaded)
+    source = RowSource(
+        documents,
+        chosen.rows.model_copy(update={"tokens": tokens}),
+        CueWriter(loaded),
+        target=goal,
+        seed=chosen.training.seed,
+        count=row,  # rows before this one: `epochs` then says how often the text was shown
+    )
+    made = source.row(row)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"row {row}, epoch {int(source.epochs)}: {len(made.tokens_T):,} tokens, "
+        f"recipe {chosen.name}, target {goal:,}, seed {chosen.training.seed}",
+        markup=False,
+    )
+    for line in _segments(made, loaded, full=full):
+        console.print(line, markup=False)
+
+
+def _use_threads(workers: int | None) -> None:
+    """Set the tokenizer's threads; they are counted when the first of them starts."""
+    import os
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    if workers is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+
+
+def _progress(console: Console) -> Any:
+    """A context manager that gives the callback of `prepare`."""
+    from contextlib import contextmanager
+
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    @contextmanager
+    def running() -> Any:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("tokenising", total=None)
+
+            def report(progress: Any) -> None:
+                bar.update(
+                    task,
+                    description=f"{progress.documents:,} documents, {progress.tokens:,} tokens",
+                    total=None if progress.share is None else 1.0,
+                    completed=progress.share or 0.0,
+                )
+
+            yield report
+
+    return running()
+
+
+def _summary(
+    console: Console,
+    manifest: dict[str, Any],
+    documents: TokenDocuments,
+    tokenizer: Any,
+    row_tokens: int,
+) -> None:
+    from rich.table import Table
+
+    table = Table(title="Documents by length")
+    for heading in ("tokens", "documents", "tokens in all"):
+        table.add_column(heading, justify="right")
+    for entry in manifest["splits"]["train"]["lengths"]:
+        table.add_row(
+            f"{entry['from']:,} - {entry['below'] - 1:,}",
+            f"{entry['documents']:,}",
+            f"{entry['tokens']:,}",
+        )
+    console.print(table)
+    lengths = documents.lengths
+    long = lengths[lengths >= row_tokens]
+    rows = int((long // row_tokens).sum())
+    console.print(
+        f"{len(long):,} of {len(lengths):,} documents have {row_tokens:,} tokens or more "
+        f"({int(long.sum()) / max(1, documents.tokens):.1%} of the tokens): {rows:,} rows uncut, "
+        f"or {documents.tokens // row_tokens:,} with rows.pack"
+    )
+    ends = [
+        f"{word} {tokenizer.convert_ids_to_tokens(id_)} ({id_})"
+        if id_ is not None
+        else f"no {word}"
+        for word, id_ in (("BOS", documents.bos), ("EOS", documents.eos))
+    ]
+    console.print(f"each document has {ends[0]} and {ends[1]}", markup=False)
+    if "holdout" in manifest["splits"]:
+        held = manifest["splits"]["holdout"]
+        console.print(f"held out: {held['documents']:,} documents, {held['tokens']:,} tokens")
+    elif manifest["settings"]["holdout"]:
+        console.print("held out: nothing, so few are the documents; raise --holdout")
+    for reason, count in sorted(manifest["dropped"].items()):
+        console.print(f"dropped: {count:,} ({reason})", markup=False)
+    for entry in manifest["sources"]:
+        share = entry["tokens"] / max(1, manifest["tokens"])
+        if len(manifest["sources"]) > 1:
+            ended = ", ran out first" if entry["ran_dry"] else ""
+            console.print(f"{share:.1%} of the tokens from {entry['source']}{ended}", markup=False)
+    console.print(f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens")
+
+
+def _push(folder: Path, name: str) -> None:
+    """As parquet, which the hub shows; `endprompt prepare NAME` takes its input_ids as they are."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    from endprompt.errors import OutputError
+
+    try:
+        datasets.load_from_disk(str(folder)).push_to_hub(name, private=True)
+        HfApi().upload_file(
+            path_or_fileobj=folder / "manifest.json",
+            path_in_repo="manifest.json",
+            repo_id=name,
+            repo_type="dataset",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise OutputError(f"cannot push {folder} to {name} (hf auth login?): {detail}") from error
+
+
+def _segments(row: Row, tokenizer: Any, *, full: bool) -> list[str]:
+    """Two lines for each run of neighbouring positions of one kind and weight."""
+    import numpy as np
+
+    from endprompt.data.rows import TERMINAL
+
+    positions, weights, kinds = row.positions_T, row.weights_T, row.segments_T
+    border = (np.diff(positions) != 1) | (np.diff(kinds) != 0) | (np.diff(weights) != 0)
+    edges = [0, *(np.flatnonzero(border) + 1).tolist(), len(positions)]
+    lines = []
+    for start, stop in pairwise(edges):
+        first, last = int(positions[start]), int(positions[stop - 1])
+        skipped = first - int(positions[start - 1]) - 1 if start else first
+        kind = "terminal" if kinds[start] == TERMINAL else "prefix"
+        jump = f", {skipped:,} positions skipped before it" if skipped else ""
+        lines.append(
+            f"positions {first:,} .. {last:,}: {kind}, {stop - start:,} tokens, "
+            f"loss weight {weights[start]:g}{jump}"
+        )
+        text = tokenizer.decode(row.tokens_T[start:stop].tolist())
+        text = "".join(
+            c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
+        )
+        if not full and len(text) > SHOWN_CHARACTERS:
+            half = SHOWN_CHARACTERS // 2
+            text = f"{text[:half]} [...] {text[-half:]}"
+        lines += [f"    {line}" for line in text.splitlines()]
+    return lines
