@@ -151,6 +151,11 @@ class Engine:
         return int(self._text_config.max_position_embeddings)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model knows."""
+        return int(self._text_config.vocab_size)
+
+    @property
     def length_dependent(self) -> bool:
         """RoPE frequencies change with the prompt's length: prompts are read in one piece."""
         rope = getattr(self._text_config, "rope_parameters", None) or {}
@@ -193,6 +198,15 @@ class Engine:
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+
+    def text_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Bytes of UTF-8 of the tokens' text, special tokens left out."""
+        text = self.tokenizer.decode(
+            [int(token) for token in ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return len(text.encode("utf-8", errors="replace"))
 
     def context(self) -> Context:
         """An empty context, to be extended and asked."""
