@@ -82,6 +82,18 @@ def text() -> Path:
     return folder
 
 
+def resolve(name: str | None) -> str:
+    """Checkpoint folder or hub name: None is the embedded model, a GGUF file is converted."""
+    if name is None:
+        return str(model())
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no such model: {name}")
+        return str(from_gguf(path))
+    return name
+
+
 def from_gguf(file: Path) -> Path:
     """Folder of the checkpoint that a GGUF file holds, converted once into the cache."""
     folder = cache_folder() / f"{file.stem}-{record.sha256_file(file)[:12]}"

@@ -24,3 +24,11 @@ def tokens(text: str) -> int:
 def lengths(text: str) -> list[int]:
     """Rising lengths: `4k,8k,16k`. Raises RecipeError."""
     return sorted({tokens(part) for part in text.split(",") if part.strip()})
+
+
+def short(value: float) -> str:
+    """Three digits and a metric prefix, with a space before it: `12.3 T`."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "

@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VERBS: tuple[str, ...] = ("evaluate",)
+VERBS: tuple[str, ...] = ("extend", "doctor", "prepare", "train", "evaluate", "report")
 """Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
 
 for verb in VERBS:

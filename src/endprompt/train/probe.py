@@ -58,6 +58,18 @@ def probe_row(vocabulary: int, target: int) -> dict[str, Any]:
     }
 
 
+def batch_of(model: Any, length: int) -> dict[str, Tensor]:
+    """A batch of one row of `length` drawn tokens, contiguous, on the model's device."""
+    tokens = torch.randint(3, max(model.config.vocab_size, 8), (1, length), device=model.device)
+    return {
+        "input_ids": tokens,
+        "position_ids": torch.arange(length, device=model.device)[None],
+        "attention_mask": torch.ones_like(tokens),
+        "loss_weights": torch.ones(1, length, device=model.device),
+        "segments": torch.zeros(1, length, dtype=torch.uint8, device=model.device),
+    }
+
+
 def check_positions(
     model: Any,
     base: rope.Base,

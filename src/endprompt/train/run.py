@@ -21,13 +21,13 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from endprompt import record, rope
+from endprompt import flops, record, rope
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
 from endprompt.recipe import Recipe
+from endprompt.train import adapters, attention, probe
 from endprompt.train import model as models
-from endprompt.train import probe
 from endprompt.train.loss import weighted_loss
 
 Progress = Callable[[dict[str, Any]], None]
@@ -44,6 +44,7 @@ class Trained:
     target: int
     steps: int
     tokens: int
+    flops: float
     seconds: float
     peak_memory_bytes: int
     epochs: float
@@ -79,7 +80,9 @@ def train(
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
     base = rope.read_base(models.load_config(model))
-    amounts = recipe.amounts
+    amounts, training = recipe.amounts, recipe.training
+    if training.attention == "shifted":
+        attention.check_length(amounts.row_tokens, training.attention_groups)
     rows = RowSource(
         documents,
         recipe.rows,
@@ -94,6 +97,9 @@ def train(
     network = models.load(model, config)
     checks = probe.check_positions(network, base, target)
     probe.require(checks)
+    adapters.prepare(network, training)
+    if training.attention == "shifted":
+        network.set_attn_implementation(attention.register(training.attention_groups))
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -124,6 +130,7 @@ def train(
         target=target,
         steps=amounts.steps,
         tokens=amounts.tokens,
+        flops=amounts.rows * _row_flops(recipe, config),
         seconds=sum(entry["seconds"] for entry in curve),
         peak_memory_bytes=record.peak_memory_bytes(),
         epochs=rows.epochs,
@@ -132,10 +139,25 @@ def train(
         position_check=[check.as_dict() for check in checks],
     )
     if trainer.is_world_process_zero():
-        models.save(trainer.accelerator.unwrap_model(network), tokenizer, out / "model", target)
+        whole = adapters.merge(trainer.accelerator.unwrap_model(network))
+        models.save(whole, tokenizer, out / "model", target)
         record.write_json(out / "train.json", done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
+
+
+def _row_flops(recipe: Recipe, config: Any) -> float:
+    """Operations of training on one row, from the model's sizes."""
+    training = recipe.training
+    return flops.training(
+        flops.read(config),
+        recipe.amounts.row_tokens,
+        trains=training.trains,
+        kind=training.attention,
+        groups=training.attention_groups,
+        lora_rank=training.lora_rank,
+        checkpointing=bool(training.gradient_checkpointing),
+    )
 
 
 class RowTrainer(Trainer):

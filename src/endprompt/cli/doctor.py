@@ -1,0 +1,79 @@
+"""`endprompt doctor`: the position check, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `doctor`."""
+
+    @app.command()
+    def doctor(
+        model: str | None = typer.Argument(
+            None, help="Checkpoint folder, GGUF file or hub name. Default: the embedded model."
+        ),
+        to: str = typer.Option(..., "--to", metavar="TOKENS", help="Target window, as 64k."),
+        method: str = typer.Option("endprompt", "--method", help="Whose RoPE scaling is used."),
+        scaling: str | None = typer.Option(
+            None, "--scaling", help="pi, ntk, yarn, ... in place of the method's own."
+        ),
+        settings: list[str] = typer.Option(
+            [], "--set", metavar="KEY=VALUE", help="Override a setting of the recipe."
+        ),
+        out: Path | None = typer.Option(None, "--json", help="Write the checks here."),
+        calibrate: bool = typer.Option(
+            False, "--calibrate", help="Also time a short step and a short prefill."
+        ),
+        progress: Path | None = typer.Option(None, "--progress", hidden=True),
+    ) -> None:
+        """Check on the loaded model that training will see the far distances.
+
+        For eager and sdpa attention, with and without activation checkpointing: the jump exists,
+        the last position is TARGET-1, the terminal sees the prefix and sends it a gradient, RoPE
+        is scaled as written, theta is kept, cos and sin reach the target. Exit code 1 when any
+        of these fails: a run would look well and train no long distance.
+
+        Example:
+
+            endprompt doctor my-llama --to 64k
+        """
+        from endprompt import quantities, record
+        from endprompt import recipe as recipes
+        from endprompt.progress import tell
+
+        target = quantities.tokens(to)
+        overrides = recipes.parse_overrides(settings)
+        if scaling:
+            overrides["rope.scaling"] = scaling
+        recipe = recipes.load(method).replace(overrides)
+        tell(progress, 0, 3)
+        from endprompt.train.quiet import quiet
+
+        quiet()
+        from endprompt import embedded, rope
+        from endprompt.train import calibration, probe
+        from endprompt.train import model as models
+
+        path = embedded.resolve(model)
+        base = rope.read_base(models.load_config(path))
+        network = models.load(path, models.scaled_config(path, recipe, target))
+        tell(progress, 1, 3)
+        checks = probe.check_positions(network, base, target)
+        tell(progress, 2, 3)
+        result = {
+            "model": path,
+            "target": target,
+            "rope_parameters": network.config.rope_parameters,
+            "window": base.window,
+            "checks": [check.as_dict() for check in checks],
+            "calibration": calibration.measure(network) if calibrate else None,
+        }
+        for check in checks:
+            mark = "ok  " if check.passed else "FAIL"
+            typer.echo(f"{mark}  {check.name:<30} {check.backend:<20} {check.detail}")
+        probe.require(checks)
+        if out is not None:
+            record.write_json(out, result)

@@ -1,0 +1,124 @@
+"""`endprompt extend`: the main job, and what it shows on the screen."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `extend`."""
+
+    @app.command()
+    def extend(
+        model: str | None = typer.Argument(
+            None,
+            help="Checkpoint folder, GGUF file or hub name. Default: SmolLM2-135M-Instruct out of "
+            "a package.",
+        ),
+        to: str = typer.Option("16k", "--to", metavar="TOKENS", help="Target window, as 64k."),
+        text: list[str] = typer.Option(
+            [],
+            "--text",
+            help="File, folder, glob or hub data set; may be repeated. Default: the King James "
+            "Bible out of a package.",
+        ),
+        method: str = typer.Option(
+            "recall-pose", "--method", help="A method's name or the path of a YAML recipe."
+        ),
+        scaling: str | None = typer.Option(
+            None, "--scaling", help="pi, ntk, yarn, ... in place of the method's own."
+        ),
+        settings: list[str] = typer.Option(
+            [],
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a setting of the recipe, as training.tokens=100000.",
+        ),
+        out: Path = typer.Option(
+            Path("runs/extend"), "--out", "-o", help="Folder of the run; resumes one in it."
+        ),
+        controls: bool = typer.Option(
+            False,
+            "--controls",
+            help="Also train the two controls at equal tokens: plain short rows, and the same "
+            "content without the jump.",
+        ),
+        lengths: str | None = typer.Option(
+            None, "--lengths", help="Lengths to evaluate at. Default: half the window to target."
+        ),
+        documents: int | None = typer.Option(
+            None, "--documents", min=1, help="Held-out texts to read. Default: 1 on a CPU, else 4."
+        ),
+        needles: int = typer.Option(
+            16, "--needles", min=1, help="Needles, and quotes, asked at each length."
+        ),
+    ) -> None:
+        """Extend a model's context window, and prove it.
+
+        Checks positions, prepares the text, trains on short rows, saves a checkpoint with the
+        new window, evaluates it beside the base and the untrained scaling, and writes run.json
+        and report.html. A killed run goes on when the same command is given again.
+
+        Examples:
+
+            endprompt extend --out runs/demo
+
+            endprompt extend my-llama --to 64k --text corpus/ --controls --out runs/64k
+        """
+        from endprompt import quantities
+        from endprompt import recipe as recipes
+
+        target = quantities.tokens(to)
+        overrides = recipes.parse_overrides(settings)
+        if scaling:
+            overrides["rope.scaling"] = scaling
+        recipe = recipes.load(method).replace(overrides)
+        wanted = quantities.lengths(lengths) if lengths else None
+        from endprompt.cli.screen import Screen
+        from endprompt.train.quiet import quiet
+
+        quiet()
+        from endprompt import extend as steps
+
+        request = steps.Request(
+            model=model,
+            target=target,
+            text=text,
+            recipe=recipe,
+            out=out,
+            controls=controls,
+            lengths=wanted,
+            documents=documents,
+            needles=needles,
+            command=shlex.join(["endprompt", *sys.argv[1:]]),
+        )
+        with Screen() as screen:
+            run = steps.extend(request, say=screen.say, watch=screen.watch, show=screen.plan)
+        _show(run, out)
+
+
+def _show(run: dict[str, Any], out: Path) -> None:
+    """The results by length, the verdict, and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from endprompt.report.tables import results
+
+    console = Console()
+    for table in results(run):
+        shown = Table(title=table.caption, title_justify="left", title_style="bold")
+        for number, column in enumerate(table.columns):
+            shown.add_column(column, justify="right" if number else "left")
+        for row in table.rows:
+            shown.add_row(*(f"{cell.text} {cell.note}".strip() for cell in row))
+        console.print(shown)
+    for sentence in run["verdict"][:4]:
+        console.print(sentence, markup=False)
+    console.print(f"\nmodel   {run['checkpoint']}", markup=False, soft_wrap=True)
+    console.print(f"record  {out / 'run.json'}", markup=False, soft_wrap=True)
+    console.print(f"report  {out / 'report.html'}", markup=False, soft_wrap=True)

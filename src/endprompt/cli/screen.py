@@ -1,0 +1,109 @@
+"""Bars, estimates and the plan of `endprompt extend` on a terminal, or lines in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from endprompt.quantities import short
+
+if TYPE_CHECKING:
+    from endprompt.extend import Plan
+    from endprompt.jobs import Job
+
+QUARTERS = 4
+
+
+class Screen:
+    """A bar for every job and one for the whole run; lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._told: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """One line above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def plan(self, plan: Plan) -> None:
+        """What will be done, what it costs, and what is done already."""
+        total, model = plan.costs["total"], plan.model
+        finished = [job.label for job in plan.jobs if job.result.exists()]
+        left = sum(job.seconds for job in plan.jobs if not job.result.exists()) / plan.at_once
+        self.say(
+            f"model    {model['name']} ({model['type']}, {model['parameters'] / 1e6:.0f}M "
+            f"parameters), window {model['window_tokens']:,} tokens\n"
+            f"method   {plan.recipe.name}, scaling {plan.recipe.rope.scaling}\n"
+            f"text     {plan.text['name']} ({plan.text['licence']}): {plan.text['tokens']:,} "
+            f"tokens to train on, {plan.text['holdout_tokens']:,} held out\n"
+            f"training {total['steps']} steps, {total['rows']} rows of {total['row_tokens']:,} "
+            f"tokens = {total['tokens']:,} tokens, {short(total['flops'])}FLOP; "
+            f"{total['trainings']} training(s), about {plan.costs['train_seconds'] / 60:.1f} min "
+            f"and {total['memory_gib']:.1f} GiB each\n"
+            f"then     {total['evaluations']} evaluations at {_joined(plan.lengths)} tokens, "
+            f"about {plan.costs['eval_seconds'] / 60:.1f} min each\n"
+            f"in all   about {left / 60:.0f} min, {plan.at_once} job(s) at once with "
+            f"{plan.threads} thread(s) each"
+        )
+        passed = sum(check["passed"] for check in plan.checks)
+        self.say(f"position check: {passed} of {len(plan.checks)} passed")
+        if finished:
+            self.say(f"done already: {', '.join(finished)}")
+
+    def watch(self, job: Job, told: dict[str, Any] | None) -> None:
+        """Show how far a job is; None says that it is finished."""
+        self._began.setdefault(job.name, time.monotonic())
+        if job.name not in self._tasks:
+            self._tasks[job.name] = self._bars.add_task(job.label, total=None, detail="")
+        if told is None:
+            self._bars.update(self._tasks[job.name], total=1, completed=1, detail="done")
+            self._line(job, QUARTERS, "done")
+            return
+        if not told:
+            return
+        detail = "  ".join(
+            f"{key.removesuffix('_loss')} {told[key]:.3f}"
+            for key in ("prefix_loss", "terminal_loss")
+            if key in told
+        )
+        self._bars.update(
+            self._tasks[job.name], total=told["total"], completed=told["done"], detail=detail
+        )
+        share = told["done"] / max(told["total"], 1e-9)
+        if 0 < share < 1:
+            spent = time.monotonic() - self._began[job.name]
+            left = spent * (1 - share) / share / 60
+            self._line(job, int(share * QUARTERS), f"{share:.0%}, {left:.1f} min left  {detail}")
+
+    def _line(self, job: Job, quarter: int, what: str) -> None:
+        """Without a terminal: a line at every quarter of a job."""
+        if not self._console.is_terminal and self._told.get(job.name, -1) < quarter:
+            self._told[job.name] = quarter
+            self.say(f"{job.label}: {what}")
+
+
+def _joined(lengths: list[int]) -> str:
+    return ", ".join(f"{length:,}" for length in lengths)

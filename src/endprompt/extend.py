@@ -1,0 +1,606 @@
+"""The main job as a sequence of steps: resolve, check, prepare, train, evaluate, report.
+
+Heavy work is done by other commands (`doctor`, `train`, `eval window`) in processes of their own,
+which meet this one in files. A step whose file is there is not done again, so that a killed run
+goes on where it was when the same command is given.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from endprompt import embedded, flops, jobs, record, rope
+from endprompt.errors import OutputError, RecipeError
+from endprompt.recipe import Recipe
+
+WORKERS = 2
+"""Jobs side by side on a CPU, each with its share of the cores."""
+ACTIVATION_FLOATS = 34
+"""Floats kept for the backward pass, per token, layer and unit of hidden size."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the comparison."""
+
+    name: str
+    label: str
+    recipe: Recipe
+
+    @property
+    def trained(self) -> bool:
+        """False for the base and for untrained scaling."""
+        return self.recipe.trained
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, every amount a number or left to `plan`."""
+
+    model: str | None
+    target: int
+    text: list[str]
+    recipe: Recipe
+    out: Path
+    controls: bool = False
+    lengths: list[int] | None = None
+    documents: int | None = None
+    needles: int = 16
+    command: str = "endprompt extend"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done and what it costs on this machine."""
+
+    model: dict[str, Any]
+    text: dict[str, Any]
+    recipe: Recipe
+    arms: list[Arm]
+    jobs: list[jobs.Job]
+    lengths: list[int]
+    documents: int
+    at_once: int
+    threads: int
+    costs: dict[str, Any]
+    checks: list[dict[str, Any]]
+
+
+Say = Callable[[str], None]
+
+
+def arms_of(recipe: Recipe, controls: bool) -> list[Arm]:
+    """Base and untrained scaling, then the method, then its two controls at equal tokens."""
+    plain = recipe.untrained()
+    base = plain.model_copy(
+        update={"name": "base", "rope": plain.rope.model_copy(update={"scaling": "none"})}
+    )
+    scaled = plain.rope.scaling.upper()
+    found = [
+        Arm("base", "base, unscaled", base),
+        Arm("untrained", f"{scaled}, untrained", plain),
+    ]
+    if recipe.trained:
+        found.append(Arm(recipe.name, f"{scaled} + {recipe.name}", recipe))
+        if controls:
+            found.append(Arm("short", f"{scaled} + plain short text (control)", recipe.plain()))
+            if recipe.jumps:
+                bare = recipe.without_jump()
+                found.append(Arm(bare.name, f"{scaled} + {recipe.name} without the jump", bare))
+    return found
+
+
+def extend(
+    request: Request, *, say: Say, watch: jobs.Watcher, show: Callable[[Plan], None]
+) -> dict:
+    """Do all of it and return what `run.json` holds.
+
+    say    told what is going on, a line at a time
+    watch  told how far each job is (`jobs.run`)
+    show   given the plan before any training starts
+
+    Raises an EndPromptError for everything that a user can cause.
+    """
+    request.out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(request.out) as lock:
+        began = time.time()
+        plan = make_plan(request, say, watch, lock)
+        show(plan)
+        for arm in plan.arms:
+            if not arm.trained:
+                _link(plan, arm, request)
+        seconds = jobs.run(
+            plan.jobs,
+            request.out / "jobs",
+            at_once=plan.at_once,
+            threads=plan.threads,
+            watch=watch,
+            lock=lock,
+        )
+        run = gather(request, plan)
+        run["timings"] = _timings(request.out, seconds, time.time() - began)
+        from endprompt.report.page import write
+        from endprompt.report.verdict import verdict
+
+        run["verdict"] = verdict(run)
+        record.write_json(request.out / "run.json", run)
+        write({request.out.name: run}, request.out / "report.html")
+    return run
+
+
+def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Plan:
+    """Resolve model and text, prepare the data, check positions, and count the cost."""
+    from endprompt.train import model as models
+
+    model = embedded.resolve(request.model)
+    config = models.load_config(model)
+    base = rope.read_base(config)
+    rope.factor(base.window, request.target)  # refuses a target that is not above the window
+    gpus = _gpus()
+    recipe = request.recipe.resolve(window=base.window, target=request.target, gpu=gpus > 0)
+    lengths = request.lengths or default_lengths(base.window, request.target)
+    if max(lengths) > request.target:
+        raise RecipeError(
+            f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
+        )
+    documents = request.documents or (4 if gpus else 1)
+    _claim(request, model, recipe, lengths, documents)
+
+    data = request.out / "data"
+    text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say)
+    documents = min(documents, text["holdout_documents"])
+    at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
+    checked = _check(request, model, recipe, threads, watch, lock)
+
+    arms = arms_of(recipe, request.controls)
+    costs = _costs(recipe, arms, config, lengths, documents, checked["calibration"], at_once)
+    return Plan(
+        model=_about_model(request.model, model, config, base, checked["calibration"]),
+        text=text,
+        recipe=recipe,
+        arms=arms,
+        jobs=_jobs(request, model, arms, lengths, documents, costs),
+        lengths=lengths,
+        documents=documents,
+        at_once=at_once,
+        threads=threads,
+        costs=costs,
+        checks=checked["checks"],
+    )
+
+
+def default_lengths(window: int, target: int) -> list[int]:
+    """Half of the window, the window, and up to the target, which is always there."""
+    past = [round(window + (target - window) * part / 2) for part in (1, 2)]
+    return sorted({window // 2, window, *past, target})
+
+
+def gather(request: Request, plan: Plan) -> dict[str, Any]:
+    """Everything that the jobs left, in the shape of `run.json`."""
+    run: dict[str, Any] = {
+        **record.provenance(),
+        "kind": "extend",
+        "command": request.command,
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe_hash": plan.recipe.hash(),
+        "model": plan.model,
+        "text": plan.text,
+        "target": request.target,
+        "lengths": plan.lengths,
+        "plan": plan.costs["total"],
+        "position_check": plan.checks,
+        "arms": [_arm_record(request.out, arm) for arm in plan.arms],
+    }
+    run["example_row"] = _example_row(request, plan)
+    run["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
+    for arm in plan.arms:
+        if arm.name == plan.recipe.name:
+            run["checkpoint"] = str(request.out / "arms" / arm.name / "model")
+    return run
+
+
+def _arm_record(out: Path, arm: Arm) -> dict[str, Any]:
+    folder = out / "arms" / arm.name
+    found: dict[str, Any] = {
+        "name": arm.name,
+        "label": arm.label,
+        "trained": arm.trained,
+        "recipe": arm.recipe.model_dump(mode="json"),
+        "tokens": 0,
+        "flops": 0.0,
+        "seconds": 0.0,
+        "curve": [],
+    }
+    if arm.trained:
+        trained = json.loads((folder / "train.json").read_text())
+        found |= {key: trained[key] for key in ("tokens", "seconds", "curve", "resumed_at")}
+        found["flops"] = trained["flops"]
+        found["peak_memory_gib"] = round(trained["peak_memory_bytes"] / 2**30, 2)
+    found["evaluation"] = _evaluation(json.loads((folder / "window.json").read_text()))
+    return found
+
+
+def _evaluation(check: dict[str, Any]) -> dict[str, Any]:
+    """A window check by metric and length, each with the values that intervals are made of."""
+    lengths = check["lengths"]
+
+    def at(rows: list[dict[str, Any]], length: int, key: str) -> list[float]:
+        return [float(row[key]) for row in rows if row["length"] == length]
+
+    return {
+        "lengths": lengths,
+        "last_tokens": check["last"],
+        "seed": check["seed"],
+        "texts": check["texts"],
+        "seconds": check["seconds"],
+        "peak_memory_gib": round(check["peak_memory_bytes"] / 2**30, 2),
+        "loss": {str(n): summary(at(check["losses"], n, "nll")) for n in lengths},
+        "loss_by_position": _mean_curve(check["curve"]),
+        "needle": {
+            str(n): {
+                "nll": summary(at(check["needles"], n, "nll_per_token")),
+                "digits": summary(at(check["needles"], n, "digits_right")),
+                "hits": summary(at(check["needles"], n, "hit")),
+                "by_depth": _by_depth([row for row in check["needles"] if row["length"] == n]),
+            }
+            for n in lengths
+        },
+        "quote": {str(n): summary(at(check["quotes"], n, "nll")) for n in lengths},
+    }
+
+
+def summary(values: list[float], resamples: int = 2000) -> dict[str, Any]:
+    """Mean with a 95 % bootstrap interval; no interval for fewer than five values."""
+    array = np.array(values, dtype=np.float64)
+    found: dict[str, Any] = {"mean": float(array.mean()), "values": values}
+    if len(array) >= 5:
+        rng = np.random.default_rng(0)
+        means = rng.choice(array, (resamples, len(array))).mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        found |= {"low": float(low), "high": float(high)}
+    return found
+
+
+def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over documents of the loss in each bin of positions."""
+    places = sorted({(row["start"], row["end"]) for row in bins})
+    return [
+        {
+            "start": start,
+            "end": end,
+            "mean": float(np.mean([row["nll"] for row in bins if row["start"] == start])),
+        }
+        for start, end in places
+    ]
+
+
+def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:
+    """Needles of one length in equal bands of depth; an empty band is left out."""
+    found = []
+    for band in range(bands):
+        low, high = band / bands, (band + 1) / bands
+        inside = [row for row in needles if low <= row["depth"] < high]
+        if inside:
+            found.append(
+                {
+                    "depth": (low + high) / 2,
+                    "nll": float(np.mean([row["nll_per_token"] for row in inside])),
+                    "digits": float(np.mean([row["digits_right"] for row in inside])),
+                    "hits": float(np.mean([row["hit"] for row in inside])),
+                }
+            )
+    return found
+
+
+def _example_row(request: Request, plan: Plan) -> dict[str, Any]:
+    """The first row of the run that jumps, as text with positions."""
+    from endprompt.cues import CueWriter
+    from endprompt.data import holdout
+    from endprompt.data.rows import PREFIX, RowSource
+    from endprompt.train.model import load_tokenizer
+
+    tokenizer = load_tokenizer(plan.model["path"])
+    documents, _ = holdout.training_documents(request.out / "data")
+    recipe = plan.recipe
+    source = RowSource(
+        documents,
+        recipe.rows,
+        CueWriter(tokenizer),
+        target=request.target,
+        seed=recipe.training.seed,
+        count=16,
+    )
+    rows = [source.row(index) for index in range(16)]
+    row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
+    cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
+    parts = np.split(np.arange(len(row.tokens_T)), cuts)
+    return {
+        "segments": [
+            {
+                "kind": "prefix" if row.segments_T[part[0]] == PREFIX else "terminal",
+                "text": tokenizer.decode(row.tokens_T[part]),
+                "positions": [int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])],
+            }
+            for part in parts
+        ],
+        "positions": [
+            [int(row.positions_T[part[0]]), int(row.positions_T[part[-1]]) + 1] for part in parts
+        ],
+    }
+
+
+def _prepare(
+    request: Request,
+    recipe: Recipe,
+    tokenizer: Any,
+    lengths: list[int],
+    documents: int,
+    data: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """Tokenise the text into the run's folder and set held-out text aside."""
+    from endprompt.data import holdout
+    from endprompt.data.mixture import Weighted
+    from endprompt.data.prepare import prepare
+    from endprompt.data.sources import open_source
+    from endprompt.data.tokens import TokenDocuments
+
+    specs = request.text or [str(embedded.text())]
+    name, licence = (
+        (", ".join(request.text), "the user's own")
+        if request.text
+        else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
+    )
+    say(f"text: {name}")
+    prepare([Weighted(open_source(spec)) for spec in specs], tokenizer, data)
+    found = TokenDocuments.open(data, tokenizer=tokenizer)
+    if not (data / holdout.FILE).is_file():
+        split = holdout.split(
+            found, tokens=max(lengths), count=documents, row_tokens=recipe.amounts.row_tokens
+        )
+        holdout.save(data, split)
+    training, fingerprint = holdout.training_documents(data)
+    held = holdout.held_out_texts(data)
+    return {
+        "name": name,
+        "licence": licence,
+        "documents": len(training),
+        "tokens": int(training.lengths.sum()),
+        "sha256": fingerprint,
+        "holdout_documents": len(held),
+        "holdout_tokens": int(sum(map(len, held))),
+    }
+
+
+def _check(
+    request: Request, model: str, recipe: Recipe, threads: int, watch: jobs.Watcher, lock: int
+) -> dict[str, Any]:
+    """The position check and a short calibration, as a job; refuses to go on when it fails."""
+    result = request.out / "doctor.json"
+    path = request.out / "recipe.yaml"
+    record.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    arguments = ["doctor", model, "--to", str(request.target), "--method", str(path)]
+    if not recipe.trained and recipe.rope.scaling == "none":
+        raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
+    job = jobs.Job(
+        "check",
+        "position check and calibration",
+        [*arguments, "--calibrate", "--json", str(result)],
+        result,
+        seconds=30,
+    )
+    jobs.run([job], request.out / "jobs", at_once=1, threads=threads, watch=watch, lock=lock)
+    return json.loads(result.read_text())
+
+
+def _costs(
+    recipe: Recipe,
+    arms: list[Arm],
+    config: Any,
+    lengths: list[int],
+    documents: int,
+    calibration: dict[str, Any],
+    at_once: int,
+) -> dict[str, Any]:
+    """FLOPs, seconds and memory of a training and an evaluation, from the calibration's rates."""
+    decoder = flops.read(config)
+    training_rate = (
+        flops.training(decoder, calibration["step_tokens"]) / calibration["step_seconds"]
+    )
+    reading_rate = (
+        flops.forward(decoder, calibration["prefill_tokens"]) / calibration["prefill_seconds"]
+    )
+    amounts = recipe.amounts
+    per_row = flops.training(
+        decoder,
+        amounts.row_tokens,
+        trains=recipe.training.trains,
+        checkpointing=bool(recipe.training.gradient_checkpointing),
+    )
+    train_seconds = per_row * amounts.rows / training_rate
+    # long contexts are read at a lower rate than the calibration's short one
+    eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
+    trained = sum(arm.trained for arm in arms)
+    parameters = calibration["parameters"]
+    memory = 16 * parameters + 4 * ACTIVATION_FLOATS * (
+        decoder.hidden * decoder.layers * amounts.row_tokens
+    )
+    seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
+    return {
+        "train_seconds": train_seconds,
+        "eval_seconds": eval_seconds,
+        "total": {
+            "steps": amounts.steps,
+            "rows": amounts.rows,
+            "row_tokens": amounts.row_tokens,
+            "tokens": amounts.tokens,
+            "flops": per_row * amounts.rows,
+            "minutes": seconds / 60,
+            "memory_gib": memory / 2**30,
+            "trainings": trained,
+            "evaluations": len(arms),
+        },
+    }
+
+
+def _jobs(
+    request: Request,
+    model: str,
+    arms: list[Arm],
+    lengths: list[int],
+    documents: int,
+    costs: dict[str, Any],
+) -> list[jobs.Job]:
+    data = str(request.out / "data")
+    found = []
+    for arm in arms:
+        folder = request.out / "arms" / arm.name
+        if arm.trained:
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(
+                folder / "recipe.yaml",
+                yaml.safe_dump(arm.recipe.model_dump(mode="json"), sort_keys=False),
+            )
+            found.append(
+                jobs.Job(
+                    f"train-{arm.name}",
+                    f"train {arm.label}",
+                    ["train", str(folder / "recipe.yaml"), "--model", model, "--data", data,
+                     "--to", str(request.target), "--out", str(folder)],
+                    folder / "train.json",
+                    seconds=costs["train_seconds"],
+                )
+            )  # fmt: skip
+    for arm in arms:
+        folder = request.out / "arms" / arm.name
+        found.append(
+            jobs.Job(
+                f"eval-{arm.name}",
+                f"evaluate {arm.label}",
+                ["eval", "window", str(folder / "model"), "--data", data,
+                 "--lengths", ",".join(map(str, lengths)), "--documents", str(documents),
+                 "--needles", str(request.needles), "--json", str(folder / "window.json")],
+                folder / "window.json",
+                needs=(f"train-{arm.name}",) if arm.trained else (),
+                seconds=costs["eval_seconds"],
+            )
+        )  # fmt: skip
+    return found
+
+
+def _link(plan: Plan, arm: Arm, request: Request) -> None:
+    from endprompt.train import model as models
+
+    folder = request.out / "arms" / arm.name / "model"
+    if not folder.is_dir():
+        model = plan.model["path"]
+        config = models.scaled_config(model, arm.recipe, request.target)
+        models.link(model, config, models.load_tokenizer(model), folder, request.target)
+
+
+def _about_model(
+    asked: str | None, path: str, config: Any, base: rope.Base, calibration: dict[str, Any]
+) -> dict[str, Any]:
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return {
+        "name": embedded.MODEL_NAME if asked is None else Path(path).name or path,
+        "source": f"package {embedded.MODEL_WHEEL.package} {embedded.MODEL_WHEEL.version}"
+        if asked is None
+        else asked,
+        "path": path,
+        "type": config.model_type,
+        "window_tokens": base.window,
+        "rope_theta": base.theta,
+        "parameters": calibration["parameters"],
+        "sha256": record.sha256_of([record.sha256_file(file) for file in files]),
+        "licence": embedded.MODEL_LICENCE if asked is None else "that of the base",
+    }
+
+
+def _claim(
+    request: Request, model: str, recipe: Recipe, lengths: list[int], documents: int
+) -> None:
+    """Note what the folder is for; refuse one that holds another run."""
+    settings = {
+        "model": model,
+        "target": request.target,
+        "text": request.text,
+        "recipe": recipe.model_dump(mode="json"),
+        "lengths": lengths,
+        "documents": documents,
+        "needles": request.needles,
+    }
+    path = request.out / "extend.json"
+    if not path.is_file():
+        strangers = [p.name for p in request.out.iterdir() if p.name != ".lock"]
+        if strangers:
+            raise OutputError(
+                f"{request.out} holds other files ({', '.join(sorted(strangers)[:3])}): choose "
+                f"an empty folder for --out"
+            )
+        record.write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    differing = [
+        key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))
+    ]
+    if differing:
+        raise OutputError(
+            f"{request.out} holds a run with another {', '.join(differing)}: choose another --out, "
+            f"or remove the folder"
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[int]:
+    """One run at a time in a folder; gives the lock's file descriptor."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise OutputError(
+            f"another process is writing {folder}: wait for it, or choose another --out"
+        ) from None
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, float]:
+    """Seconds of each job and of all, kept across runs that were interrupted."""
+    path = out / "timings.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    found = before | {key: round(value, 1) for key, value in seconds.items()}
+    found["total"] = (
+        round(before.get("total", 0.0) + total, 1) if seconds else before.get("total", 0.0)
+    )
+    record.write_json(path, found)
+    return found
+
+
+def _workers() -> tuple[int, int]:
+    cores = os.cpu_count() or 1
+    at_once = min(WORKERS, cores)
+    return at_once, max(1, cores // at_once)
+
+
+def _gpus() -> int:
+    """GPUs that torch sees, asked in a process of its own only where a driver is there."""
+    if not Path("/dev/nvidia0").exists() and not Path("/dev/kfd").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,51 @@
+"""Time a short step and a short prefill of the loaded model on this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from endprompt.train.loss import weighted_loss
+from endprompt.train.probe import batch_of
+
+STEP_TOKENS, PREFILL_TOKENS = 256, 1024
+
+
+def measure(model: Any) -> dict[str, float]:
+    """Seconds of forward and backward on 256 tokens and of a forward on 1,024, best of two.
+
+    Also the threads that were used and the number of parameters.
+    """
+    step = batch_of(model, STEP_TOKENS)
+    prefill = batch_of(model, PREFILL_TOKENS)
+
+    def train() -> None:
+        weighted_loss(model, step).weighted.backward()
+        model.zero_grad(set_to_none=True)
+
+    def read() -> None:
+        with torch.no_grad():
+            model.get_decoder()(
+                input_ids=prefill["input_ids"],
+                attention_mask=prefill["attention_mask"],
+                use_cache=False,
+            )
+
+    return {
+        "threads": torch.get_num_threads(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "step_tokens": STEP_TOKENS,
+        "step_seconds": min(_seconds(train) for _ in range(2)),
+        "prefill_tokens": PREFILL_TOKENS,
+        "prefill_seconds": min(_seconds(read) for _ in range(2)),
+    }
+
+
+def _seconds(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
