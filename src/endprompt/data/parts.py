@@ -71,7 +71,7 @@ def read(path: Path) -> Part:
         sound = sound and offsets[0] >= 0 and offsets[-1] <= len(values)
         if not sound or (np.diff(offsets) < 0).any():
             raise pa.ArrowInvalid("offsets that do not fit")
-    except (pa.ArrowException, OSError, KeyError, ValueError, StopIteration) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, StopIteration, MemoryError) as error:
         detail = " ".join(str(error).split())[:200]
         raise DataError(f"part {path} is broken ({detail}): run prepare again") from error
     return Part(values, offsets, _Names(names))

@@ -328,7 +328,7 @@ def _tables(name: str, origin: str, batches: Iterator[Any]) -> Iterator[Item]:
                     yield item_of_bytes(value, here, origin)
                 else:
                     yield item_of_value(value, here, origin, chosen)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _broken(name, error) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import os
 import re
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -104,9 +106,15 @@ class FileSource(Source):
         for file in self.files:
             yield from self._file(file, meter or Meter())
 
+    @cached_property
+    def _root(self) -> str:
+        """The deepest folder of all files; documents are named from there on."""
+        common = os.path.commonprefix(self.files)  # noqa: RUF071 (commonpath folds the // of URLs)
+        return common[: common.rfind("/") + 1]
+
     def _file(self, file: str, meter: Meter) -> Iterator[Item]:
         kind, compression = _kind(file)
-        name = _below(self.spec, file) if len(self.files) > 1 else PurePosixPath(file).name
+        name = file.removeprefix(self._root)
         try:
             with contextlib.ExitStack() as stack:
                 stored = stack.enter_context(_open(file))
@@ -259,12 +267,6 @@ def _folder_files(folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _below(spec: str, file: str) -> str:
-    """The file's name below the folder that was asked for."""
-    root = str(Path(spec).expanduser()) if "://" not in spec else spec
-    return file.removeprefix(root.rstrip("/") + "/")
-
-
 def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
@@ -317,7 +319,9 @@ def _decompress(
 
     # Arrow's stream checks checksums and notices a missing end; zstandard's reader does not.
     inner = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression))
-    plain = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, inner), 2**20))
+    buffered = io.BufferedReader(cast(io.RawIOBase, inner), 2**20)
+    stack.callback(buffered.detach)  # or its end would close `raw`, which others still use
+    plain = cast(BinaryIO, buffered)
     if not seekable:
         return plain
     spool = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115
