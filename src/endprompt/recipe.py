@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -323,10 +324,15 @@ def names() -> list[str]:
 def load(name: str | Path) -> Recipe:
     """A shipped recipe by name, or one of the user's own by the path of its YAML file.
 
+    `pose+recall` mixes the rows of several in equal parts, `0.8pose+0.2recall` in others; RoPE
+    and training are the first one's.
+
     Raises RecipeError for an unknown name (with the nearest), a broken file, an unknown key.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
+        if "+" in str(name):
+            return _mixture(str(name))
         path = SHIPPED / f"{name}.yaml"
         if not path.is_file():
             raise RecipeError(
@@ -343,6 +349,37 @@ def load(name: str | Path) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds no settings")
     return build({"name": path.stem, **values}, f"recipe {path.name}")
+
+
+def _mixture(name: str) -> Recipe:
+    """Rows of several shipped recipes, each with its share. Raises RecipeError."""
+    parts = name.split("+")
+    found = [re.fullmatch(r"(\d*\.?\d+)?([a-z][a-z0-9-]*)", part) for part in parts]
+    if not all(found):
+        raise RecipeError(f"mixture {name!r}: write pose+recall or 0.8pose+0.2recall")
+    shares = [float(part[1] or 1 / len(parts)) for part in found if part]
+    recipes = [load(part[2]) for part in found if part]
+    first = recipes[0]
+    for each in recipes:
+        if not each.trained or each.rows.tokens != first.rows.tokens:
+            raise RecipeError(
+                f"mixture {name!r}: {each.name!r} has no rows of the length of {first.name!r}'s"
+            )
+    kinds = [
+        kind.model_copy(update={"share": kind.share * share})
+        for share, each in zip(shares, recipes, strict=True)
+        for kind in each.rows.kinds
+    ]
+    values = first.model_dump(exclude={"departs", "rows"})
+    values |= {
+        "name": name,
+        "summary": "; ".join(
+            f"{share:.0%} {each.summary}" for share, each in zip(shares, recipes, strict=True)
+        ),
+        "source": "; ".join(dict.fromkeys(each.source for each in recipes)),
+        "rows": first.rows.model_dump(exclude={"kinds"}) | {"kinds": kinds},
+    }
+    return build(values, f"mixture {name!r}")
 
 
 def build(values: dict[str, Any], what: str) -> Recipe:
