@@ -149,7 +149,9 @@ class Stream(Stretches):
         self._joined: tuple[int, Ints, Ints] | None = None
 
     def __len__(self) -> int:
-        return max(0, self._total - self._lead) // self._step
+        # A row may start with a document's own BOS, and then needs a token more behind it.
+        whole = max(0, self._total - 2 * self._lead) // self._step
+        return max(whole, int(self._total >= self.tokens))
 
     def _stretch(self, epoch: int, number: int) -> Ints:
         if self._joined is None or self._joined[0] != epoch:

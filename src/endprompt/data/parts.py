@@ -64,7 +64,9 @@ def read(path: Path) -> Part:
 
     try:
         batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
+        batch.validate()  # a flipped bit must not lead out of the mapped file
         ids, names = (batch.column(name) for name in COLUMNS)
+        names.validate(full=True)
         offsets = np.asarray(ids.offsets)
         values = np.asarray(ids.values)
         sound = values.dtype in (np.uint16, np.uint32) and len(names) == len(offsets) - 1
