@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check lint types coverage bench lab docs clean
+.PHONY: setup demo test check check-browser lint types coverage bench lab docs clean
 
 setup: .venv/.setup-done
 
@@ -26,6 +26,9 @@ types: setup
 	$(BIN)/ty check
 
 check: lint types test
+
+check-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered

@@ -1,0 +1,142 @@
+"""Read what a run wrote. A part that is absent stays absent: nothing is filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from endprompt.errors import DataError
+from endprompt.record import SCHEMA_VERSION
+
+Run = Mapping[str, Any]
+Arm = Mapping[str, Any]
+Role = Literal["base", "untrained", "method", "control"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One thing that an arm is measured by. `path` leads from `evaluation` to the lengths."""
+
+    name: str
+    label: str
+    unit: str
+    path: tuple[str, ...]
+    higher_is_better: bool = False
+    leaf: str | None = None
+
+
+METRICS = (
+    Metric("loss", "Loss on the last tokens", "nats per token", ("loss",)),
+    Metric("needle", "Needle: loss on the answer", "nats per token", ("needle",), leaf="nll"),
+    Metric("digits", "Needle: digits right", "share", ("needle",), True, "digits"),
+    Metric("hits", "Needle: whole answers right", "share", ("needle",), True, "hits"),
+    Metric("quote", "Quote: loss on words seen before", "nats per token", ("quote",)),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean with its interval, where there is one, and the values behind it."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in `path`: a run's folder, or its run.json itself.
+
+    Raises DataError when there is none, when it is no JSON, or when a newer version wrote it.
+    """
+    file = path / "run.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"no run.json at {path}: give the folder of a finished run")
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}): make the run again") from error
+    if not isinstance(run, dict) or "arms" not in run:
+        raise DataError(f"{file} is no record of a run: it has no arms")
+    version = run.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise DataError(
+            f"{file} has schema {version}, this version reads up to {SCHEMA_VERSION}: "
+            "update endprompt"
+        )
+    return run
+
+
+def arms(run: Run) -> list[Arm]:
+    """The arms of a run, in its own order."""
+    return list(run.get("arms") or [])
+
+
+def label(arm: Arm) -> str:
+    """What to call an arm."""
+    return str(arm.get("label") or arm.get("name") or "unnamed arm")
+
+
+def window(run: Run) -> int | None:
+    """The base model's own window, in tokens."""
+    return (run.get("model") or {}).get("window_tokens")
+
+
+def roles(run: Run) -> list[tuple[Arm, Role]]:
+    """Each arm with its part: the base, untrained scaling, the method of the run, a control.
+
+    The method is the trained arm that bears the name of the run's recipe, or else the first
+    trained arm; every other trained arm is a control. Runs put together carry their `role`.
+    """
+    everyone = arms(run)
+    trained = [arm for arm in everyone if arm.get("trained")]
+    wanted = (run.get("recipe") or {}).get("name")
+    method = next((arm for arm in trained if arm.get("name") == wanted), None)
+    method = method or (trained[0] if trained else None)
+
+    def role(arm: Arm) -> Role:
+        if "role" in arm:
+            return arm["role"]
+        if arm is method:
+            return "method"
+        if arm.get("trained"):
+            return "control"
+        return "base" if arm.get("name") == "base" else "untrained"
+
+    return [(arm, role(arm)) for arm in everyone]
+
+
+def measured(arm: Arm, metric: Metric, length: int) -> Measured | None:
+    """What an arm scored at a length, or None where it was not measured."""
+    found: Any = arm.get("evaluation")
+    for key in (*metric.path, str(length), *([metric.leaf] if metric.leaf else [])):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or number(found.get("mean")) is None:
+        return None
+    values = [number(value) for value in found.get("values") or []]
+    return Measured(
+        mean=float(found["mean"]),
+        low=number(found.get("low")),
+        high=number(found.get("high")),
+        values=tuple(value for value in values if value is not None) if None not in values else (),
+    )
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)
+
+
+def lengths(run: Run, metric: Metric, *, among: Iterable[Arm] | None = None) -> list[int]:
+    """Lengths at which any arm was measured by `metric`, ascending."""
+    found: set[int] = set()
+    for arm in arms(run) if among is None else among:
+        at: Any = (arm.get("evaluation") or {}).get(metric.path[0]) or {}
+        found |= {int(key) for key in at if measured(arm, metric, int(key)) is not None}
+    return sorted(found)

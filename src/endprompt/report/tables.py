@@ -1,0 +1,295 @@
+"""The tables of a report: once as data, then as HTML, CSV and Markdown alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from endprompt.report.reading import (
+    METRICS,
+    Metric,
+    Run,
+    arms,
+    label,
+    lengths,
+    measured,
+    number,
+    window,
+)
+from endprompt.report.verdict import comparisons
+
+ABSENT = "not measured"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, a second line in small type, and the number that sorting goes by."""
+
+    text: str
+    note: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its header."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown, with what would break it escaped."""
+        lines = [
+            "| " + " | ".join(_escaped(column) for column in self.columns) + " |",
+            "|" + " --- |" * len(self.columns),
+        ]
+        for row in self.rows:
+            cells = [_escaped(f"{cell.text} {cell.note}".strip()) for cell in row]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """The table as CSV; a cell that a spreadsheet would run as a formula stays text."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([_inert(column) for column in self.columns])
+        for row in self.rows:
+            writer.writerow([_inert(f"{cell.text} {cell.note}".strip()) for cell in row])
+        return out.getvalue()
+
+
+def _escaped(text: str) -> str:
+    for mark in "\\|<>[]`*_":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def _inert(text: str) -> str:
+    text = " ".join(text.split())
+    risky = text[:1] in tuple("=+-@") and not _is_number(text.split(" ")[0])
+    return f"'{text}" if risky else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+def by_length(run: Run, metric: Metric) -> Table | None:
+    """Arms by length for one metric, the target's column always there; None if none measured."""
+    found = lengths(run, metric)
+    if not found:
+        return None
+    target, old = run.get("target"), window(run)
+    columns = sorted({*found, *([int(target)] if target else [])})
+
+    def heading(length: int) -> str:
+        marks = []
+        if old is not None and length > old:
+            marks.append("past the window")
+        if length == target:
+            marks.append("target")
+        return f"{length:,}" + (f" ({', '.join(marks)})" if marks else "")
+
+    def cell(arm: Mapping[str, Any], length: int) -> Cell:
+        value = measured(arm, metric, length)
+        if value is None:
+            return Cell(ABSENT)
+        between = "" if value.low is None else f"[{value.low:.3f}, {value.high:.3f}]"
+        return Cell(f"{value.mean:.3f}", between, value.mean)
+
+    direction = "higher is better" if metric.higher_is_better else "lower is better"
+    return Table(
+        name=f"{metric.name}_by_length",
+        caption=f"{metric.label}, {metric.unit}, by length in tokens: {direction}",
+        columns=("arm", *(heading(length) for length in columns)),
+        rows=tuple(
+            (Cell(label(arm)), *(cell(arm, length) for length in columns)) for arm in arms(run)
+        ),
+    )
+
+
+def results(run: Run) -> list[Table]:
+    """One table by length for each metric that was measured."""
+    return [table for metric in METRICS if (table := by_length(run, metric)) is not None]
+
+
+def compared(run: Run) -> Table | None:
+    """The method against every other arm, with the interval of each difference."""
+    found = comparisons(run)
+    if not found:
+        return None
+    return Table(
+        name="comparisons",
+        caption=f"{found[0].arm} against every other arm: a gain above zero is better",
+        columns=("measure", "length", "against", "method", "other", "gain [95 %]", "verdict"),
+        rows=tuple(
+            (
+                Cell(one.metric.label),
+                Cell(f"{one.length:,}", value=one.length),
+                Cell(one.other),
+                Cell(f"{one.mean:.3f}", value=one.mean),
+                Cell(f"{one.other_mean:.3f}", value=one.other_mean),
+                Cell(one.interval, value=one.gain),
+                Cell(one.outcome),
+            )
+            for one in found
+        ),
+    )
+
+
+def needle_by_depth(run: Run) -> Table | None:
+    """Needles by length and depth for every arm: the numbers behind the heat map."""
+    rows = []
+    for arm in arms(run):
+        grid = (arm.get("evaluation") or {}).get("needle") or {}
+        for length in sorted(grid, key=int):
+            for at in grid[length].get("by_depth") or []:
+                scores = [number(at.get(key)) for key in ("nll", "digits", "hits")]
+                depth = number(at.get("depth"))
+                rows.append(
+                    (
+                        Cell(label(arm)),
+                        Cell(f"{int(length):,}", value=int(length)),
+                        Cell(ABSENT if depth is None else f"{depth:.0%}", value=depth),
+                        *(Cell(ABSENT if s is None else f"{s:.3f}", value=s) for s in scores),
+                    )
+                )
+    if not rows:
+        return None
+    return Table(
+        name="needle_by_depth",
+        caption="Needles by length and depth (0 % is the start of the text)",
+        columns=("arm", "length", "depth", "loss on the answer", "digits right", "whole answers"),
+        rows=tuple(rows),
+    )
+
+
+def costs(run: Run) -> Table | None:
+    """What was planned and what each arm took."""
+    plan = run.get("plan") or {}
+    rows = []
+    if plan:
+        minutes = number(plan.get("minutes"))
+        rows.append(
+            _cost_row(
+                "planned, the method",
+                plan,
+                seconds=None if minutes is None else 60 * minutes,
+                memory=plan.get("memory_gib"),
+            )
+        )
+    for arm in arms(run):
+        if arm.get("trained"):
+            steps = (arm.get("curve") or [{}])[-1].get("step")
+            rows.append(
+                _cost_row(
+                    f"measured, {label(arm)}",
+                    {**arm, "steps": steps},
+                    seconds=arm.get("seconds"),
+                    memory=arm.get("peak_memory_gib"),
+                )
+            )
+    if not rows:
+        return None
+    return Table(
+        name="cost",
+        caption="Cost of training: planned beforehand, and measured",
+        columns=("what", "steps", "tokens", "FLOPs", "minutes", "peak memory, GiB"),
+        rows=tuple(rows),
+    )
+
+
+def _cost_row(what: str, of: Mapping[str, Any], *, seconds: Any, memory: Any) -> tuple[Cell, ...]:
+    took = number(seconds)
+    minutes = None if took is None else took / 60
+    cells = [
+        (number(of.get("steps")), "{:,.0f}"),
+        (number(of.get("tokens")), "{:,.0f}"),
+        (number(of.get("flops")), "{:.2e}"),
+        (minutes, "{:.1f}"),
+        (number(memory), "{:.1f}"),
+    ]
+    return (
+        Cell(what),
+        *(
+            Cell(ABSENT) if value is None else Cell(form.format(value), value=value)
+            for value, form in cells
+        ),
+    )
+
+
+def timings(run: Run) -> Table | None:
+    """Wall-clock seconds of each stage."""
+    found = [(name, number(value)) for name, value in (run.get("timings") or {}).items()]
+    rows = [(Cell(name), Cell(f"{s:,.1f}", value=s)) for name, s in found if s is not None]
+    if not rows:
+        return None
+    return Table("timings", "Time by stage", ("stage", "seconds"), tuple(rows))
+
+
+def position_check(run: Run) -> Table | None:
+    """What the position check found before training."""
+    rows: Sequence[Mapping[str, Any]] = run.get("position_check") or []
+    if not rows:
+        return None
+    return Table(
+        name="position_check",
+        caption="The position check, made before training",
+        columns=("check", "attention", "result", "detail"),
+        rows=tuple(
+            (
+                Cell(str(row.get("name", ""))),
+                Cell(str(row.get("backend") or "any")),
+                Cell("passed" if row.get("passed") else "FAILED"),
+                Cell(str(row.get("detail") or "")),
+            )
+            for row in rows
+        ),
+    )
+
+
+def origins(run: Run) -> Table:
+    """Where everything came from, one line each."""
+    rows: list[tuple[Cell, Cell]] = []
+
+    def add(what: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in value:
+                add(f"{what}: {str(key).replace('_', ' ')}", value[key])
+        elif value not in (None, "", [], ()):
+            rows.append((Cell(what), Cell(_plain(value))))
+
+    for key in ("created", "commit", "seed", "model", "text", "device", "versions"):
+        add(key, run.get(key))
+    return Table("provenance", "Where everything came from", ("what", "value"), tuple(rows))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def everything(run: Run) -> list[Table]:
+    """Every table of a report, in its order."""
+    found = [
+        *results(run),
+        compared(run),
+        needle_by_depth(run),
+        costs(run),
+        timings(run),
+        position_check(run),
+        origins(run),
+    ]
+    return [table for table in found if table is not None]

@@ -1,0 +1,146 @@
+"""The verdict says what the numbers say: gains, losses, and what was not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from endprompt.report import verdict as v
+from endprompt.report.reading import METRICS
+
+LOSS, NEEDLE = METRICS[0], METRICS[1]
+
+
+def arm(name: str, values: dict[int, list[float]], *, trained: bool) -> dict[str, Any]:
+    loss = {
+        str(length): {"mean": sum(x) / len(x), "low": None, "high": None, "values": x}
+        for length, x in values.items()
+    }
+    return {"name": name, "trained": trained, "evaluation": {"loss": loss}}
+
+
+def made(*arms: dict[str, Any], target: int = 200) -> dict[str, Any]:
+    return {
+        "model": {"window_tokens": 100},
+        "target": target,
+        "recipe": {"name": "ours"},
+        "arms": list(arms),
+    }
+
+
+def test_t_quantiles_match_the_printed_tables() -> None:
+    for degrees, value in ((1, 12.706), (10, 2.228), (11, 2.201), (30, 2.042), (1000, 1.962)):
+        assert v.t_975(degrees) == pytest.approx(value, abs=6e-4)
+
+
+def test_paired_interval_is_students() -> None:
+    # By hand: mean 2, standard deviation 1, so 2 ± 4.303 / sqrt(3).
+    assert v.paired([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4844, 2 + 2.4844), abs=1e-3)
+
+
+@pytest.mark.parametrize("gains", [[], [1.0], [1.0, 2.0], [1.0] * 5])
+def test_too_few_pairs_decide_nothing(gains: list[float]) -> None:
+    assert v.paired(gains) is None
+
+
+def test_six_equal_gains_decide() -> None:
+    assert v.paired([1.0] * 6) == (1.0, 1.0)
+
+
+def test_no_difference_at_all_is_not_told_apart() -> None:
+    same = {200: [1.0, 2.0, 3.0]}
+    run = made(arm("base", same, trained=False), arm("ours", same, trained=True))
+    assert [one.outcome for one in v.comparisons(run)] == ["not told apart"]
+
+
+def test_a_lower_loss_is_a_gain_and_a_higher_one_is_called_worse() -> None:
+    base = arm("base", {200: [4.0, 4.1, 4.2, 4.3]}, trained=False)
+    control = arm("short", {200: [2.0, 2.1, 2.2, 2.31]}, trained=True)
+    ours = arm("ours", {200: [3.0, 3.1, 3.21, 3.3]}, trained=True)
+    said = v.verdict(made(base, control, ours))
+    assert said[0] == (
+        "Past the old window of 100 tokens, “ours” is ahead of “base”; behind “short”."
+    )
+    line = next(one for one in said if one.startswith("Loss on the last tokens at 200"))
+    assert "better than “base” (+0.998 [" in line
+    assert "worse than “short” (-1.000 [" in line
+
+
+def test_a_share_counts_upwards(run: dict[str, Any]) -> None:
+    digits = [one for one in v.comparisons(run) if one.metric.name == "digits"]
+    past = next(one for one in digits if one.length == 12288 and one.other == "base, unscaled")
+    assert past.mean > past.other_mean
+    assert past.gain > 0
+
+
+def test_target_that_was_not_measured_is_said(run: dict[str, Any]) -> None:
+    said = " ".join(v.verdict(run))
+    assert "At the target itself, 16,384 tokens" in said
+    assert "nothing is claimed there" in said
+
+
+def test_target_that_was_measured_has_a_line_of_its_own() -> None:
+    values = {200: [1.0, 1.1, 1.3]}
+    run = made(arm("base", values, trained=False), arm("ours", values, trained=True))
+    assert (
+        "At the target itself, 200 tokens, against “base”: not told apart on 1 of 1 measure."
+        in (v.verdict(run))
+    )
+
+
+def test_every_measure_past_the_window_has_a_line_and_every_arm_is_named(
+    run: dict[str, Any],
+) -> None:
+    said = v.verdict(run)
+    for metric in METRICS:
+        line = next(one for one in said if one.startswith(f"{metric.label} at 12,288"))
+        for other in run["arms"]:
+            if other["name"] != "recall":
+                assert f"“{other['label']}”" in line
+
+
+def test_harm_inside_the_window_is_said() -> None:
+    base = arm("base", {50: [1.0, 1.1, 1.2], 200: [4.0, 4.1, 4.2]}, trained=False)
+    ours = arm("ours", {50: [2.0, 2.1, 2.21], 200: [3.0, 3.1, 3.21]}, trained=True)
+    said = v.verdict(made(base, ours))
+    assert "Inside the old window, against “base”: worse on 1 of 1 measure." in said
+    assert any("at 50 tokens" in one and "worse than “base”" in one for one in said)
+
+
+def test_absent_arms_are_named() -> None:
+    values = {200: [1.0, 1.1, 1.3]}
+    run = made(arm("base", values, trained=False), arm("ours", values, trained=True))
+    assert any(
+        "not compared: untrained scaling, a trained control" in one for one in v.verdict(run)
+    )
+
+
+def test_values_that_do_not_pair_give_no_interval() -> None:
+    base = arm("base", {200: [4.0, 4.1, 4.2, 4.3]}, trained=False)
+    ours = arm("ours", {200: [1.0, 1.1, 1.2]}, trained=True)
+    [one] = v.comparisons(made(base, ours))
+    assert one.outcome == "not told apart"
+    assert "no interval from 0 pairs" in one.interval
+
+
+def test_nothing_trained_and_nothing_evaluated_are_said() -> None:
+    assert "nothing to judge" in v.verdict(made(arm("base", {}, trained=False)))[0]
+    assert "nothing can be claimed" in v.verdict(made(arm("ours", {}, trained=True)))[0]
+
+
+numbers = st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 3))
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=12))
+def test_swapping_the_arms_swaps_the_outcome(pairs: list[tuple[float, float]]) -> None:
+    one, two = (list(side) for side in zip(*pairs, strict=True))
+
+    def outcome(ours: list[float], other: list[float]) -> str:
+        run = made(arm("base", {200: other}, trained=False), arm("ours", {200: ours}, trained=True))
+        return v.comparisons(run)[0].outcome
+
+    mirror = {"better": "worse", "worse": "better", "not told apart": "not told apart"}
+    assert outcome(one, two) == mirror[outcome(two, one)]
