@@ -496,7 +496,8 @@ def _jobs(
                 seconds=costs["eval_seconds"],
             )
         )  # fmt: skip
-    return found
+    # the base is read beside the first training: what is wrong with the text shows early
+    return sorted(found, key=lambda job: job.name != "eval-base")
 
 
 def _link(plan: Plan, arm: Arm, request: Request) -> None:

@@ -75,7 +75,6 @@ class Screen:
 
     def watch(self, job: Job, told: dict[str, Any] | None) -> None:
         """Show how far a job is; None says that it is finished."""
-        self._began.setdefault(job.name, time.monotonic())
         if job.name not in self._tasks:
             self._tasks[job.name] = self._bars.add_task(job.label, total=None, detail="")
         if told is None:
@@ -84,6 +83,7 @@ class Screen:
             return
         if not told:
             return
+        self._began.setdefault(job.name, time.monotonic())
         detail = "  ".join(
             f"{key.removesuffix('_loss')} {told[key]:.3f}"
             for key in ("prefix_loss", "terminal_loss")
@@ -93,8 +93,8 @@ class Screen:
             self._tasks[job.name], total=told["total"], completed=told["done"], detail=detail
         )
         share = told["done"] / max(told["total"], 1e-9)
-        if 0 < share < 1:
-            spent = time.monotonic() - self._began[job.name]
+        spent = time.monotonic() - self._began[job.name]
+        if 0 < share < 1 and spent > 0:
             left = spent * (1 - share) / share / 60
             self._line(job, int(share * QUARTERS), f"{share:.0%}, {left:.1f} min left  {detail}")
 

@@ -167,14 +167,15 @@ def _reach(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
         caught.append(embedded)
         return embedded
 
+    # the first terminal token is predicted from the last prefix token: it says nothing of a mask
+    inside = terminal & terminal.roll(1)
     only_terminal = dict(batch)
-    only_terminal["loss_weights"] = (batch["segments"] == TERMINAL).float()
+    only_terminal["loss_weights"] = inside[None].float()
     with _embedding_hook(model, keep):
         weighted_loss(model, only_terminal).weighted.backward()
     model.zero_grad(set_to_none=True)
-    # the last prefix token predicts the first terminal one: leave it out
     gradient = caught[0].grad
-    size = 0.0 if gradient is None else float(gradient[0, ~terminal][:-1].norm())
+    size = 0.0 if gradient is None else float(gradient[0, ~terminal].norm())
     reaches = bool(np.isfinite(size)) and size > 0
     yield Check("gradient reaches the prefix", label, reaches, f"norm {size:.2g}")
 

@@ -32,6 +32,8 @@ from endprompt.train.loss import weighted_loss
 
 Progress = Callable[[dict[str, Any]], None]
 COMPLETE = "complete.json"
+TOKENS_AT_ONCE = 4096
+"""Rows are batched up to so many tokens; the rest of a step is accumulated."""
 log = logging.getLogger(__name__)
 
 
@@ -312,7 +314,7 @@ def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
     at_once = max(
         n
         for n in range(1, per_rank + 1)
-        if per_rank % n == 0 and (n == 1 or n * amounts.row_tokens <= 4096)
+        if per_rank % n == 0 and (n == 1 or n * amounts.row_tokens <= TOKENS_AT_ONCE)
     )
     gpu = torch.cuda.is_available()
     return TrainingArguments(

@@ -1,0 +1,96 @@
+"""The weighted loss against a plain float64 computation from logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+
+from endprompt.data.rows import PREFIX, TERMINAL
+from endprompt.train import loss
+
+SIZES = {
+    "vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+
+
+def a_batch(length: int = 40, rows: int = 2) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    weights = torch.rand(rows, length)
+    weights[:, 30:35] = 0
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[-1, -3:] = 0
+    segments = torch.full((rows, length), PREFIX, dtype=torch.uint8)
+    segments[:, 28:] = TERMINAL
+    positions = torch.arange(length).repeat(rows, 1)
+    positions[:, 28:] += 500
+    return {
+        "input_ids": torch.randint(0, 83, (rows, length)),
+        "position_ids": positions,
+        "attention_mask": mask,
+        "loss_weights": weights,
+        "segments": segments,
+    }
+
+
+def reference(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """float64[B, T-1], loss of each token from the model's own logits."""
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"],
+        attention_mask=batch["attention_mask"], use_cache=False,
+    ).logits.double()  # fmt: skip
+    logp = logits.log_softmax(-1)[:, :-1]
+    return -logp.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [4, 512])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_loss_and_gradient_equal_a_float64_reference(
+    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES) if family == "llama" else Gemma2Config(**SIZES)
+    model = AutoModelForCausalLM.from_config(config).double()
+    batch = a_batch()
+    used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
+    expected = reference(model, batch)
+    (expected * used).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    found = loss.weighted_loss(model, batch)
+    found.weighted.backward()
+
+    assert found.weighted.item() == pytest.approx((expected * used).sum().item(), rel=1e-5)
+    assert found.weight.item() == pytest.approx(used.sum().item(), rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    for segment in (PREFIX, TERMINAL):
+        inside = (batch["segments"][:, 1:] == segment) & (used > 0)
+        total, count = found.by_segment[segment].tolist()
+        assert count == inside.sum().item()
+        assert total == pytest.approx(expected[inside].sum().item(), rel=1e-5)
+
+
+def test_first_terminal_token_is_predicted_from_the_last_prefix_token() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    batch = a_batch(rows=1)
+    batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])
+    batch["loss_weights"][0, 28] = 1
+    found = loss.weighted_loss(model, batch)
+    assert found.weighted.item() == pytest.approx(reference(model, batch)[0, 27].item(), rel=1e-5)
+
+
+def test_the_head_makes_logits_again_afterwards() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**SIZES))
+    batch = a_batch()
+    before = reference(model, batch)
+    loss.weighted_loss(model, batch)
+    torch.testing.assert_close(reference(model, batch), before)
+    assert model.config.final_logit_softcapping == 30.0
