@@ -1,0 +1,187 @@
+"""The page in a real Chromium, driven over chromedriver's HTTP interface.
+
+`make check-browser` runs these; they need `chromium` and `chromedriver` on the path.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_sample import sample
+
+from endprompt.report import page
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+
+class Browser:
+    """One WebDriver session."""
+
+    def __init__(self, port: str, profile: Path) -> None:
+        self._root = f"http://127.0.0.1:{port}"
+        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        session = self.send("/session", {"capabilities": {"alwaysMatch": wanted}})
+        self._root += f"/session/{session['sessionId']}"
+
+    def send(self, path: str, body: dict[str, Any] | None) -> Any:
+        """POST a command (DELETE when there is no body) and give its value."""
+        request = urllib.request.Request(
+            self._root + path,
+            data=None if body is None else json.dumps(body).encode(),
+            method="DELETE" if body is None else "POST",
+            headers={"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def devtools(self, command: str, **arguments: Any) -> Any:
+        """One command of the DevTools protocol."""
+        return self.send("/goog/cdp/execute", {"cmd": command, "params": arguments})
+
+    def open(self, file: Path, *, width: int = 1280, dark: bool = False) -> None:
+        """Show a page at a width, in light or dark."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=900, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        self.send("/url", {"url": file.as_uri()})
+
+    def ask(self, script: str) -> Any:
+        """What a script returns in the page."""
+        return self.send("/execute/sync", {"script": script, "args": []})
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """Entries of a log since it was last asked for."""
+        return self.send("/se/log", {"type": kind})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    driver = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert driver.stdout is not None
+    line = next(line for line in driver.stdout if "started successfully on port" in line)
+    port = line.rstrip().rstrip(".").rpartition(" ")[2]
+    session = None
+    try:
+        session = Browser(port, tmp_path_factory.mktemp("profile"))
+        yield session
+    finally:
+        if session is not None:
+            session.send("", None)
+        driver.terminate()
+        driver.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = json.loads(json.dumps(sample()))
+    run["model"]["name"] = run["text"]["name"] = run["arms"][2]["label"] = HOSTILE
+    run["example_row"]["segments"][0]["text"] = HOSTILE
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page.render(run), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_has_no_error_asks_no_network_and_is_no_wider_than_the_screen(
+    browser: Browser, file: Path, width: int, dark: bool
+) -> None:
+    browser.log("browser"), browser.log("performance")
+    browser.open(file, width=width, dark=dark)
+    assert browser.log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert browser.ask("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_hostile_title_stays_text(browser: Browser, file: Path) -> None:
+    browser.open(file)
+    assert HOSTILE in browser.ask("return document.title")
+    assert HOSTILE in browser.ask("return document.querySelector('h1').textContent")
+    assert browser.ask("return document.images.length") == 0
+
+
+def test_text_stands_out_from_its_ground_in_light_and_dark(browser: Browser, file: Path) -> None:
+    contrast = """
+    const light = colour => {
+      const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+        .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = light(getComputedStyle(document.body).backgroundColor);
+    const ratios = [];
+    const kinds = "p, li, td, th, caption, a, small, summary, text";
+    for (const one of document.querySelectorAll(kinds)) {
+      if (one.matches("#needles-figure_1 text, .skip")) continue;
+      const style = getComputedStyle(one);
+      const ink = light(one.tagName === "text" ? style.fill : style.color);
+      ratios.push((Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05));
+    }
+    return Math.min(...ratios);
+    """
+    for dark in (False, True):
+        browser.open(file, dark=dark)
+        assert browser.ask(contrast) >= 4.5
+
+
+def test_tables_sort_by_number_and_back_with_the_unmeasured_last(
+    browser: Browser, file: Path
+) -> None:
+    browser.open(file)
+    column = """
+    const table = document.querySelector("#results table");
+    table.tHead.rows[0].cells[%d].querySelector("button").click();
+    return [[...table.tBodies[0].rows].map(row => row.cells[%d].dataset.value ?? ""),
+            table.tHead.rows[0].cells[%d].getAttribute("aria-sort")];
+    """
+    for direction, reverse in (("ascending", False), ("descending", True)):
+        values, said = browser.ask(column % (3, 3, 3))
+        assert values == sorted(values, key=float, reverse=reverse)
+        assert said == direction
+    values, said = browser.ask(column % (4, 4, 4))
+    assert values == [""] * 5
+
+
+def test_tables_are_reached_and_sorted_by_keyboard(browser: Browser, file: Path) -> None:
+    browser.open(file)
+    browser.ask("document.querySelector('#results th button').focus()")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+    browser.devtools("Input.dispatchKeyEvent", type="keyDown", **key)
+    browser.devtools("Input.dispatchKeyEvent", type="keyUp", **key)
+    assert browser.ask("return document.querySelector('#results th').ariaSort") == "ascending"
+
+
+def test_print_opens_what_is_folded(browser: Browser, file: Path) -> None:
+    browser.open(file)
+    count = "return document.querySelectorAll('details:not([open])').length"
+    assert browser.ask(count) > 0
+    browser.ask("dispatchEvent(new Event('beforeprint'))")
+    assert browser.ask(count) == 0
+    browser.ask("dispatchEvent(new Event('afterprint'))")
+    assert browser.ask(count) > 0
