@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def train(
     fingerprint: str = "",
     report_to: str = "none",
     progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Extend `model` to `target` tokens by a recipe and save it under `out/model`.
 
@@ -73,6 +74,7 @@ def train(
     documents    tokenised documents
     fingerprint  of the documents; a run that was begun with others is refused
     progress     called at every step with done, total, loss, prefix_loss, terminal_loss
+    callbacks    more of Transformers' own, to watch the model as it learns
 
     Raises ProbeError before training when the model would not see the far distances,
     TrainingError when the loss is no longer finite, OutputError for an `out` of another run.
@@ -112,7 +114,7 @@ def train(
         args=_arguments(recipe, out, report_to),
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[_MarkComplete(resumed), _Report(progress)],
+        callbacks=[_MarkComplete(resumed), _Report(progress), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     try:
