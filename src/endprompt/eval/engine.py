@@ -10,6 +10,7 @@ Shape letters: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,50 @@ class Scores:
         return bool(self.right_T.all())
 
 
-class Engine:
+class Coder:
+    """A tokenizer that adds and cleans up nothing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text (a BOS token, or nothing)."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        for at in range(len(full) - len(plain) + 1):
+            if full[at : at + len(plain)] == plain:
+                return list(full[:at])
+        return []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, nothing cleaned up."""
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, special ones left out."""
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def text_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Bytes of UTF-8 of the tokens' text, special tokens left out."""
+        text = self.decode_answer([int(token) for token in ids])
+        return len(text.encode("utf-8", errors="replace"))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt as the model should see it: start tokens once."""
+        begun = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
+        return [*([] if begun else self.start_ids), *self.encode(prompt)]
+
+
+class Engine(Coder):
     """A causal language model of Transformers with its tokenizer.
 
     model       any `AutoModelForCausalLM`, on its device and in its dtype; set to eval mode
@@ -102,8 +146,8 @@ class Engine:
     def __init__(self, model: Any, tokenizer: Any, *, chunk: int = 1024, name: str = "") -> None:
         if chunk < 1:
             raise EvaluationError(f"chunk {chunk} tokens: give at least 1")
+        super().__init__(tokenizer)
         self.model = model.eval()
-        self.tokenizer = tokenizer
         self.chunk = chunk
         self.name = name or str(getattr(model.config, "_name_or_path", "") or "model")
         self.device = next(model.parameters()).device
@@ -171,16 +215,6 @@ class Engine:
             ids.update(found if isinstance(found, list | tuple) else [found] if found else [])
         return frozenset(int(token) for token in ids)
 
-    @property
-    def start_ids(self) -> list[int]:
-        """What the tokenizer puts before a text (a BOS token, or nothing)."""
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
-        for at in range(len(full) - len(plain) + 1):
-            if full[at : at + len(plain)] == plain:
-                return list(full[:at])
-        return []
-
     def work(self, length: int) -> float:
         """Operations of a prefill, roughly: what a progress bar should count."""
         config = self._text_config
@@ -188,25 +222,6 @@ class Engine:
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         linear = 2.0 * self.model.num_parameters()
         return linear * length + 2.0 * config.num_hidden_layers * heads * size * length**2
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, nothing cleaned up."""
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    def text_bytes(self, ids: Sequence[int] | np.ndarray) -> int:
-        """Bytes of UTF-8 of the tokens' text, special tokens left out."""
-        text = self.tokenizer.decode(
-            [int(token) for token in ids],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        return len(text.encode("utf-8", errors="replace"))
 
     def context(self) -> Context:
         """An empty context, to be extended and asked."""
@@ -347,6 +362,18 @@ class Context:
             np.concatenate(right) if right else np.zeros(0, dtype=bool),
         )
 
+    def rewind(self, length: int) -> bool:
+        """Forget all but the first `length` tokens; False where the model cannot go back.
+
+        What comes next has to be read with `extend` before anything is asked.
+        """
+        whole = all(type(layer) is _Buffered for layer in self._cache.layers)
+        if self.engine.length_dependent or not whole or length > self.length:
+            return False
+        self._cache.crop(length - self.length)
+        self.length, self._next_V = length, None
+        return True
+
     def ask(self, question: Sequence[int], answer: Sequence[int]) -> Scores:
         """Score `answer` after `question`, both put after the context; the context stays as it was.
 
@@ -418,6 +445,35 @@ class Context:
         if self._next_V is None:
             return np.full(1, np.nan), np.zeros(1, dtype=bool)
         return _nll(self._next_V[None], torch.tensor([token], device=self.engine.device))
+
+
+class Reader:
+    """Answers prompts with an engine; what two prompts in a row begin with alike is read once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._context = engine.context()
+        self._read: list[int] = []
+        self._lock = threading.Lock()
+
+    def answer(self, prompt: str, max_new_tokens: int, stop: Sequence[str] = ()) -> str:
+        """The greedy continuation, cut before the first text of `stop`."""
+        ids = self.engine.prompt_ids(prompt)
+        with self._lock:
+            same = 0
+            # The last token is read again: its logits are needed.
+            for one, other in zip(ids[:-1], self._read, strict=False):
+                if one != other:
+                    break
+                same += 1
+            if not self._context.rewind(same):
+                self._context, same = self.engine.context(), 0
+            self._context.extend(ids[same:])
+            self._read = ids
+            text = self.engine.decode_answer(self._context.complete([], max_new_tokens, stop=stop))
+        for mark in stop:
+            text = text.split(mark)[0]
+        return text
 
 
 def fast_dtype(device: str) -> torch.dtype:

@@ -18,7 +18,7 @@ from endprompt.errors import EvaluationError
 from endprompt.eval.perplexity import Document, Progress, checked_lengths, with_start
 
 if TYPE_CHECKING:
-    from endprompt.eval.engine import Context, Engine
+    from endprompt.eval.engine import Coder, Context, Engine
 
 ADJECTIVES = (
     "amber azure bitter blue brass bright broken bronze calm clever cold copper crimson crooked "
@@ -177,29 +177,29 @@ def sentence(key: str, answer: str) -> str:
     return f" The code of the {key} is {answer}."
 
 
-def question_and_answer(engine: Engine, key: str, answer: str) -> tuple[list[int], list[int]]:
+def question_and_answer(coder: Coder, key: str, answer: str) -> tuple[list[int], list[int]]:
     """Token ids of the question and of the number, as the tokenizer writes them in one text.
 
     A token that holds only the space before the number belongs to the question.
     """
     question = f"\n\nAs written above, the code of the {key} is"
-    asked = engine.encode(question)
-    whole = engine.encode(f"{question} {answer}")
+    asked = coder.encode(question)
+    whole = coder.encode(f"{question} {answer}")
     same = 0
     while same < len(asked) and asked[same] == whole[same]:
         same += 1
-    while not engine.decode(whole[same : same + 1]).strip():
+    while not coder.decode(whole[same : same + 1]).strip():
         same += 1
     return whole[:same], whole[same:]
 
 
-def longest_question(engine: Engine, pairs: Sequence[tuple[str, str]]) -> int:
+def longest_question(coder: Coder, pairs: Sequence[tuple[str, str]]) -> int:
     """Tokens of the longest question with its answer."""
-    return max(sum(map(len, question_and_answer(engine, *pair))) for pair in pairs)
+    return max(sum(map(len, question_and_answer(coder, *pair))) for pair in pairs)
 
 
 def plant(
-    engine: Engine,
+    coder: Coder,
     text_ids: np.ndarray,
     length: int,
     places: Sequence[int],
@@ -213,12 +213,12 @@ def plant(
 
     Raises EvaluationError when the needles do not fit one after the other.
     """
-    sentences = [engine.encode(sentence(*pair)) for pair in pairs]
-    ends = _sentence_ends(engine, text_ids)
+    sentences = [coder.encode(sentence(*pair)) for pair in pairs]
+    ends = _sentence_ends(coder, text_ids)
     parts: list[np.ndarray] = []
     own: list[np.ndarray] = []
     needles: list[Needle] = []
-    first = len(engine.start_ids)
+    first = len(coder.start_ids)
     size = used = 0
     for (key, answer), ids, place in zip(pairs, sentences, places, strict=True):
         # Never before the tokenizer's start tokens.
@@ -268,12 +268,12 @@ def ask_needle(
     )
 
 
-def _sentence_ends(engine: Engine, ids_T: np.ndarray) -> np.ndarray:
+def _sentence_ends(coder: Coder, ids_T: np.ndarray) -> np.ndarray:
     """bool[T]: a sentence or a line ends right before this token."""
     unique, where_T = np.unique(ids_T, return_inverse=True)
     closes = np.array(
         [
-            engine.decode([int(token)]).rstrip(" \"'”").endswith((".", "!", "?", "\n"))
+            coder.decode([int(token)]).rstrip(" \"'”").endswith((".", "!", "?", "\n"))
             for token in unique
         ]
     )

@@ -25,7 +25,7 @@ from endprompt.errors import DataError, EvaluationError
 from endprompt.record import sha256_file, versions
 
 if TYPE_CHECKING:
-    from endprompt.eval.engine import Engine
+    from endprompt.eval.engine import Coder, Engine
 
 Document = Sequence[int] | np.ndarray | str
 """Token ids without special tokens, or a text."""
@@ -133,14 +133,14 @@ def checked_lengths(lengths: Sequence[int], last: int) -> list[int]:
     return rising
 
 
-def with_start(engine: Engine, document: Document, length: int, number: int) -> np.ndarray:
+def with_start(coder: Coder, document: Document, length: int, number: int) -> np.ndarray:
     """The first `length` tokens of a document, int64[length], after the tokenizer's start tokens.
 
     Raises EvaluationError when the document is too short, with both numbers.
     """
-    ids = engine.encode(document) if isinstance(document, str) else document
+    ids = coder.encode(document) if isinstance(document, str) else document
     ids_T = np.concatenate(
-        [np.asarray(engine.start_ids, dtype=np.int64), np.asarray(ids, dtype=np.int64)]
+        [np.asarray(coder.start_ids, dtype=np.int64), np.asarray(ids, dtype=np.int64)]
     )
     if len(ids_T) < length:
         raise EvaluationError(

@@ -1,0 +1,121 @@
+"""Paired differences between two runs, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from endprompt.errors import DataError
+from endprompt.eval.results import SAMPLES, interval, read_samples
+
+Values = dict[tuple[str, int, str], dict[str, float]]
+"""Values by (task, length, metric), each with the name of what was asked."""
+
+WINDOW_METRICS: dict[str, tuple[str, ...]] = {
+    "losses": ("nll",),
+    "needles": ("nll", "nll_per_token", "digits_right", "hit"),
+    "quotes": ("nll",),
+}
+
+
+class Difference(BaseModel):
+    """Second minus first over what both answered.
+
+    low, high   95 % bootstrap interval of the mean difference
+    wins        samples where the second is higher; losses: where it is lower
+    unpaired    samples that only one of them answered, left out
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    length: int
+    metric: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    pairs: int
+    unpaired: int
+
+
+def compare(first: Path, second: Path) -> list[Difference]:
+    """Differences of two runs' folders, sample files, or window checks (JSON).
+
+    Raises DataError when they share no sample.
+    """
+    one, other = read_values(first), read_values(second)
+    rows = []
+    for cell in one:
+        if cell not in other:
+            continue
+        shared = sorted(one[cell].keys() & other[cell].keys())
+        if not shared:
+            continue
+        a = np.array([one[cell][name] for name in shared])
+        b = np.array([other[cell][name] for name in shared])
+        low, high = interval(b - a)
+        rows.append(
+            Difference(
+                task=cell[0],
+                length=cell[1],
+                metric=cell[2],
+                first=float(a.mean()),
+                second=float(b.mean()),
+                difference=float((b - a).mean()),
+                low=low,
+                high=high,
+                wins=int((b > a).sum()),
+                losses=int((b < a).sum()),
+                pairs=len(shared),
+                unpaired=len(one[cell].keys() ^ other[cell].keys()),
+            )
+        )
+    if not rows:
+        raise DataError(
+            f"{first} and {second} share no sample: "
+            "compare runs of the same tasks, lengths and seed"
+        )
+    return rows
+
+
+def read_values(path: Path) -> Values:
+    """Every scored value of a run. Raises DataError when the file is no result."""
+    file = path / SAMPLES if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"no results at {file}")
+    if file.suffix == ".jsonl":
+        values: Values = {}
+        for sample in read_samples(file):
+            name = f"{sample.id}:{sample.prompt_sha256}"
+            for metric, value in sample.scores.items():
+                values.setdefault((sample.task, sample.length, metric), {})[name] = value
+        return values
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not {"texts", *WINDOW_METRICS} <= content.keys():
+        raise DataError(f"{file} is no window check and no run: give a run's folder")
+    return _of_window(content)
+
+
+def _of_window(content: Mapping[str, Any]) -> Values:
+    values: Values = {}
+    seed = content["seed"]
+    for kind, metrics in WINDOW_METRICS.items():
+        for entry in content[kind]:
+            text = content["texts"][entry["document"]]
+            name = f"{text}:{seed}:{entry.get('key', '')}:{entry.get('position', '')}"
+            for metric in metrics:
+                cell = (kind, int(entry["length"]), metric)
+                values.setdefault(cell, {})[name] = float(entry[metric])
+    return values

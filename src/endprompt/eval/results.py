@@ -1,0 +1,277 @@
+"""Results of a run: one JSONL line a sample, resumable, and a typed summary.
+
+A run's folder holds `run.json` (what was asked, hashed), `samples.jsonl` (as samples come in) and
+`summary.json`. At the end samples are put in the order in which they were asked, so that the same
+run gives the same file, interrupted or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from endprompt.errors import DataError, EvaluationError, OutputError
+from endprompt.record import sha256_of, versions, write_json, write_text
+
+SAMPLES, SUMMARY, RUN = "samples.jsonl", "summary.json", "run.json"
+
+
+class Question(BaseModel):
+    """One prompt to be answered by greedy generation.
+
+    id          unique in a run, the same in every run that asks it
+    length      the length that it is asked at, tokens; 0 where there is none
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    task: str
+    length: int
+    prompt: str
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    detail: dict[str, Any] = {}
+
+
+class Sample(BaseModel):
+    """A question's outcome. A failed one has no scores: it counts as failed, not as wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    task: str
+    length: int
+    prompt_sha256: str
+    prediction: str | None
+    references: tuple[str, ...]
+    scores: dict[str, float]
+    error: str | None = None
+
+
+class Cell(BaseModel):
+    """One task at one length: means of each metric over the samples that were answered.
+
+    low, high    95 % interval of the mean by bootstrap over samples (2,000 draws)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    length: int
+    metric: str
+    mean: float
+    low: float
+    high: float
+    samples: int
+    failed: int
+
+
+class Summary(BaseModel):
+    """What a run found. `failed` above 0 means: incomplete, run again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cells: list[Cell]
+    asked: int
+    answered: int
+    failed: int
+    settings_sha256: str
+    versions: dict[str, str]
+    notes: list[str]
+
+
+class Answerer(Protocol):
+    """Whatever answers prompts: a model here or a server."""
+
+    def answer(self, prompt: str, max_new_tokens: int, stop: Sequence[str] = ()) -> str:
+        """The greedy continuation of a prompt."""
+
+
+def answer_all(
+    folder: Path,
+    settings: dict[str, Any],
+    questions: Iterable[Question],
+    answerer: Answerer,
+    score: Callable[[Question, str], dict[str, float]],
+    *,
+    workers: int = 1,
+    notes: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+    survives: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Summary:
+    """Ask what was not answered yet, write each sample as it comes, summarise.
+
+    folder      the run's; made when absent. Samples in it are kept, failed ones asked again
+    settings    what decides the results, JSON-able. Another run's folder is refused
+    questions   taken as they are needed, so that long prompts are not all held at once
+    workers     questions asked at the same time
+    survives    errors that make a sample failed; any other ends the run, which can be resumed
+    progress    called with the number of samples done
+
+    Raises OutputError when the folder holds another run.
+    """
+    open_run(folder, settings)
+    path = folder / SAMPLES
+    before = {s.id: s for s in read_samples(path, repair=True) if s.error is None}
+    done: dict[str, Sample | None] = {}
+
+    def ask(question: Question) -> Sample:
+        prediction, error, scores = None, None, {}
+        try:
+            prediction = answerer.answer(question.prompt, question.max_new_tokens, question.stop)
+            scores = score(question, prediction)
+        except survives as caught:
+            error = str(caught)
+        return Sample(
+            id=question.id,
+            task=question.task,
+            length=question.length,
+            prompt_sha256=sha256_of(question.prompt),
+            prediction=prediction,
+            references=question.references,
+            scores=scores,
+            error=error,
+        )
+
+    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
+        waiting: set[Future[Sample]] = set()
+
+        def collect(down_to: int) -> None:
+            while len(waiting) > down_to:
+                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    waiting.discard(future)
+                    sample = future.result()
+                    file.write(sample.model_dump_json() + "\n")
+                    file.flush()
+                    done[sample.id] = sample
+                _tell(progress, sum(sample is not None for sample in done.values()))
+
+        try:
+            for question in questions:
+                if question.id in done:
+                    raise EvaluationError(f"two questions are called {question.id!r}")
+                known = before.get(question.id)
+                same = known is not None and known.prompt_sha256 == sha256_of(question.prompt)
+                done[question.id] = known if same else None
+                if not same:
+                    waiting.add(pool.submit(ask, question))
+                    collect(2 * workers - 1)
+            collect(0)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    samples = [sample for sample in done.values() if sample is not None]
+    write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
+    summary = summarise(samples, settings, notes)
+    write_json(folder / SUMMARY, summary.model_dump(mode="json"))
+    return summary
+
+
+def open_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a run's folder, or take up the same run again. Raises OutputError for another run's."""
+    record = {"settings": settings, "settings_sha256": sha256_of(settings), "versions": versions()}
+    path = folder / RUN
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path} is not a run's record: give another --out") from error
+        changed = sorted(
+            key for key in {*before, *settings} if before.get(key) != settings.get(key)
+        )
+        if changed:
+            raise OutputError(
+                f"{folder} holds a run with other {', '.join(changed)}: give another --out"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty and not a run: give another --out")
+    write_json(path, record)
+
+
+def read_samples(path: Path, *, repair: bool = False) -> list[Sample]:
+    """Samples of a file; none when it is absent.
+
+    repair   cut off a last line that a killed run left unfinished
+    Raises DataError on any other line that is no sample.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    if repair and data and not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        with path.open("r+b") as file:
+            file.truncate(len(data))
+    samples = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            samples.append(Sample.model_validate_json(line))
+        except ValidationError as error:
+            raise DataError(f"{path}:{number} is no sample: delete that line") from error
+    return samples
+
+
+def summarise(
+    samples: Sequence[Sample], settings: dict[str, Any], notes: Sequence[str] = ()
+) -> Summary:
+    """Means and intervals of each task, length and metric; failures counted beside them."""
+    cells: list[Cell] = []
+    for task, length in dict.fromkeys((sample.task, sample.length) for sample in samples):
+        here = [s for s in samples if (s.task, s.length) == (task, length)]
+        answered = [sample for sample in here if sample.error is None]
+        for metric in dict.fromkeys(name for sample in answered for name in sample.scores):
+            values = np.array([s.scores[metric] for s in answered if metric in s.scores])
+            low, high = interval(values)
+            cells.append(
+                Cell(
+                    task=task,
+                    length=length,
+                    metric=metric,
+                    mean=float(values.mean()),
+                    low=low,
+                    high=high,
+                    samples=len(values),
+                    failed=len(here) - len(answered),
+                )
+            )
+    failed = sum(sample.error is not None for sample in samples)
+    return Summary(
+        cells=cells,
+        asked=len(samples),
+        answered=len(samples) - failed,
+        failed=failed,
+        settings_sha256=sha256_of(settings),
+        versions=versions(),
+        notes=list(notes),
+    )
+
+
+def interval(values: np.ndarray, *, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of the mean of float[N], N at least 1; the same values give the same.
+
+    >>> interval(np.array([1.0, 1.0]))
+    (1.0, 1.0)
+    """
+    rng = np.random.default_rng(0)
+    means = np.array([rng.choice(values, len(values)).mean() for _ in range(draws)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSONL text, in UTF-8 without escapes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _tell(progress: Callable[[int], None] | None, done: int) -> None:
+    if progress is not None:
+        progress(done)
