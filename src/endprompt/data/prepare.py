@@ -404,7 +404,7 @@ def _read_journal(path: Path) -> dict[str, Any]:
         checksum = journal.pop("checksum")
         if seal(journal)["checksum"] == checksum:
             return journal
-    except (ValueError, KeyError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise DataError(f"{path} is broken: use --force to start anew")
 
