@@ -243,11 +243,13 @@ def test_finished_data_is_reused_only_for_the_same_settings(
     with pytest.raises(DataError, match="are not those that"):
         run(out, corpus, tokenizer=tokenizer)
     assert contents(out) == before
+    (out / "split.json").write_text("{}")
     (out / "notes.md").write_text("the user's own")
     (out / "train" / "data-00099.arrow").write_text("of an older run")
     second = run(out, corpus, tokenizer=tokenizer, force=True)
     assert second["tokens"] != first["tokens"]
     assert (out / "notes.md").exists()
+    assert not (out / "split.json").exists()  # it speaks of documents that are gone
     assert not (out / "train" / "data-00099.arrow").exists()
     with pytest.raises(DataError, match="made with another tokenizer"):
         TokenDocuments.open(out, tokenizer=bos_tokenizer)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from endprompt.data import parts
+from endprompt.data import holdout, parts
 from endprompt.data.encoder import BATCH_CHARACTERS, Encoder
 from endprompt.data.manifest import (
     FORMAT_VERSION,
@@ -390,7 +390,7 @@ def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
 def _clear(folder: Path) -> None:
     """Remove prepared data, and nothing else; the manifest first, so that no half is complete."""
-    for name in (MANIFEST, JOURNAL, "dataset_dict.json"):
+    for name in (MANIFEST, JOURNAL, "dataset_dict.json", holdout.FILE):
         (folder / name).unlink(missing_ok=True)
     for split in (TRAIN, HOLDOUT):
         for pattern in ("data-*.arrow", "dataset_info.json", "state.json"):

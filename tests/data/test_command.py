@@ -1,0 +1,188 @@
+"""`endprompt prepare`: what a user types and reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+
+from endprompt.cli import amounts
+from endprompt.cli.app import run
+
+TEXT = "the quick brown fox jumps over the lazy dog and runs on. " * 40
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jsonl"
+    rows = [json.dumps({"text": f"{n} {TEXT}"}) for n in range(30)] + ['{"text": ""}']
+    path.write_text("\n".join(rows))
+    return path
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, source: Path, tokenizer_folder: str) -> Path:
+    out = tmp_path / "out"
+    assert run(["prepare", str(source), "-t", tokenizer_folder, "-o", str(out)]) == 0
+    return out
+
+
+def test_prepare_says_what_came_out(
+    tmp_path: Path, source: Path, tokenizer_folder: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("RAYON_NUM_THREADS", "2")
+    out = tmp_path / "out"
+    words = ["prepare", str(source), "--tokenizer", tokenizer_folder, "--out", str(out)]
+    assert run([*words, "--holdout", "20%", "--length", "256", "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
+    assert "have 256 tokens or more" in printed
+    assert "no BOS and EOS </s>" in printed
+    assert "held out:" in printed
+    assert "dropped: 1 (empty)" in printed
+    assert "30 documents" in printed
+    assert len(datasets.load_from_disk(str(out))["train"]) < 30
+
+
+def test_a_mixture_is_told_by_source(
+    tmp_path: Path, source: Path, tokenizer_folder: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    other = tmp_path / "b.txt"
+    other.write_text(TEXT)
+    spec = tmp_path / "mixture.yaml"
+    spec.write_text(f"sources: [{{source: {source}, weight: 2}}, {{source: {other}}}]")
+    out = str(tmp_path / "out")
+    words = ["prepare", "--mixture", str(spec), "-t", tokenizer_folder, "-o", out]
+    assert run([*words, "--max-tokens", "64k", "--holdout", "0.001%"]) == 0
+    printed = capsys.readouterr().out
+    assert f"of the tokens from {other}, ran out first" in printed
+    assert "held out: nothing" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.jsonl", "-o", "out"], "needs --tokenizer MODEL and --out DIR"),
+        (["-t", "x", "-o", "out"], "give SOURCES, or --mixture"),
+        (["a.jsonl", "-t", "x", "-o", "out", "--holdout", "2"], "is no share below 1"),
+        (["a.jsonl", "-t", "x", "-o", "out", "--max-tokens", "many"], "is no number of tokens"),
+        (["a.jsonl", "-t", "./none", "-o", "out"], "no such file: a.jsonl"),
+    ],
+)
+def test_wrong_words_are_one_line(words, message: str, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["prepare", *words]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(
+    tmp_path: Path, source: Path, capsys
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    cases = {
+        str(tmp_path / "broken"): "cannot load the tokenizer of",
+        str(source): "is a file: give the folder",
+        "./none": "no such folder: ./none",
+    }
+    for name, message in cases.items():
+        assert run(["prepare", str(source), "-t", name, "-o", str(tmp_path / "out")]) == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+
+
+def test_verify_finds_a_flipped_bit(prepared: Path, capsys) -> None:
+    assert run(["prepare", "verify", str(prepared)]) == 0
+    assert "every checksum right" in capsys.readouterr().out
+    part = prepared / "train" / "data-00000.arrow"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 4
+    part.write_bytes(data)
+    assert run(["prepare", "verify", str(prepared)]) == 1
+    printed = capsys.readouterr()
+    assert "data-00000.arrow differs from its checksum" in printed.out
+    assert "has 1 faults" in printed.err
+
+
+def test_show_prints_segments_with_their_positions(prepared: Path, capsys) -> None:
+    words = ["prepare", "show", str(prepared), "--row", "3", "--length", "200", "--target", "8k"]
+    assert run(words) == 0
+    printed = capsys.readouterr().out
+    assert "row 3, epoch 0: 200 tokens, recipe endprompt, target 8,192" in printed
+    assert "positions 0 .. " in printed
+    assert ".. 8,191: terminal" in printed
+    assert "7,992 positions skipped before it" in printed
+    assert "please pay attention here" in printed
+    assert " [...] " in printed
+    assert run([*words, "--full"]) == 0
+    assert " [...] " not in capsys.readouterr().out
+
+
+def test_show_knows_epochs_and_lengths(prepared: Path, capsys) -> None:
+    words = ["prepare", "show", str(prepared), "--recipe", "short", "--target", "128"]
+    assert run([*words, "--row", "100000", "--length", "64"]) == 0
+    assert "epoch 0" not in capsys.readouterr().out
+    assert run(["prepare", "show", str(prepared), "--length", "100000"]) == 1
+    assert "text too short" in capsys.readouterr().err
+
+
+def test_show_prints_no_control_characters(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("\x1b[2Jfox\n" * 200)
+    out = str(tmp_path / "out")
+    assert run(["prepare", str(source), "-t", tokenizer_folder, "-o", out]) == 0
+    assert run(["prepare", "show", out, "--length", "100", "--target", "1k"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_push_sends_a_private_data_set_and_its_manifest(
+    prepared: Path, source: Path, tokenizer_folder: str, capsys, monkeypatch
+) -> None:
+    sent: list = []
+    monkeypatch.setattr(
+        datasets.DatasetDict, "push_to_hub", lambda _, name, **options: sent.append((name, options))
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "upload_file", lambda _, **options: sent.append(options)
+    )
+    words = ["prepare", str(source), "-t", tokenizer_folder, "-o", str(prepared), "--push", "me/x"]
+    assert run(words) == 0
+    assert sent[0] == ("me/x", {"private": True})
+    assert sent[1]["path_or_fileobj"] == prepared / "manifest.json"
+    assert "pushed to me/x" in capsys.readouterr().out
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", refuse)
+    assert run(words) == 1
+    assert "cannot push" in capsys.readouterr().err
+
+
+def test_the_first_word_verify_or_show_is_a_command_and_help_is_that_of_sources(capsys) -> None:
+    for words in (["prepare", "--help"], ["prepare", "-h"]):
+        assert run(words) == 0
+        printed = capsys.readouterr().out
+        assert "--tokenizer" in printed
+        assert "prepare verify" in printed
+    assert run(["prepare", "show", "--help"]) == 0
+    assert "--row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "0", "1g", "1.00001k"])
+def test_amounts_that_are_none_are_refused(text: str) -> None:
+    import typer
+
+    with pytest.raises(typer.BadParameter):
+        amounts.budget(text)
+    for share in ("x", "-1%", "100%", "nan", ""):
+        with pytest.raises(typer.BadParameter):
+            amounts.share(share)
