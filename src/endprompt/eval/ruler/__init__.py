@@ -18,6 +18,7 @@
 from endprompt.eval.ruler.counting import TokenCounter, load_tokenizer
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
 from endprompt.eval.ruler.generate import Cell, samples, wrap_of
+from endprompt.eval.ruler.scoring import LengthScore, Summary, TaskScore, score, summarise
 from endprompt.eval.ruler.tasks import TASKS, Sample, Task, find_task
 
 __all__ = [
@@ -25,12 +26,17 @@ __all__ = [
     "TASKS",
     "Cell",
     "Data",
+    "LengthScore",
     "Sample",
     "Source",
+    "Summary",
     "Task",
+    "TaskScore",
     "TokenCounter",
     "find_task",
     "load_tokenizer",
     "samples",
+    "score",
+    "summarise",
     "wrap_of",
 ]

@@ -98,9 +98,12 @@ def wrap_of(template: str, tokenizer: Any) -> Wrap:
     return Wrap(head, tail)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cell:
-    """One task at one length. Iterate over it for its samples."""
+    """One task at one length. Iterate over it for its samples.
+
+    `sources` names the texts that the samples are made of, as soon as the first has been drawn.
+    """
 
     task: Task
     length: int
@@ -110,24 +113,25 @@ class Cell:
     data: Data
     wrap: Wrap
 
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise EvaluationError(f"{self.num_samples} samples asked for: at least 1")
+        self._builder: Builder | FrequentWordsBuilder | None = None
+
+    @property
+    def sources(self) -> list[Source]:
+        return self._builder.sources if self._builder else []
+
     def __iter__(self) -> Iterator[Sample]:
-        sized = self._sized()
+        kind = _Frequent if isinstance(self.task.settings, FrequentWords) else _Stepped
+        sized = kind(self)
+        self._builder = sized.builder
         for index, (draft, tokens) in enumerate(sized.drafts()):
             if index == 0 and not self._exact(draft, tokens):
                 self.counter.distrust()
                 yield from self
                 return
             yield self._sample(index, draft, tokens)
-
-    def sources(self) -> list[Source]:
-        """The texts that samples of this cell are made of (reads them)."""
-        return list(self._sized().builder.sources)
-
-    def _sized(self) -> _Stepped | _Frequent:
-        if self.num_samples < 1:
-            raise EvaluationError(f"{self.num_samples} samples asked for: at least 1")
-        kind = _Frequent if isinstance(self.task.settings, FrequentWords) else _Stepped
-        return kind(self)
 
     def _exact(self, draft: Draft, tokens: int) -> bool:
         """Whether counting by words gave the number that tokenising the whole prompt gives."""
@@ -181,7 +185,7 @@ class _Stepped:
             )
         for index in range(cell.num_samples):
             draft, tokens, used = self._fit(index, size, room)
-            if used < min(size, builder.step):
+            if used is not None:
                 size = used
             yield draft, tokens
 
@@ -222,16 +226,21 @@ class _Stepped:
             except Unlucky:
                 continue
 
-    def _fit(self, index: int, size: int, room: int) -> tuple[Draft, int, int]:
-        """A prompt that fits, its tokens and its size, drawn in the published order."""
+    def _fit(self, index: int, size: int, room: int) -> tuple[Draft, int, int | None]:
+        """A prompt that fits, and its tokens, drawn in the published order.
+
+        Also the size from which to start the next sample, where the published order would not
+        have ended.
+        """
         step, floor = self.builder.step, self.builder.floor(index)
         patience = PATIENCE
+        below = False
         while True:
             try:
                 draft = self.builder.build(size, index)
                 tokens = self._count(draft.text)
                 if tokens <= room:
-                    return draft, tokens, size
+                    return draft, tokens, size if below else None
             except Unlucky:
                 pass
             if size > step:
@@ -239,6 +248,7 @@ class _Stepped:
             elif patience:
                 patience -= 1
             elif size > floor:
+                below = True
                 size = max(size - max(step // 10, 1), floor)
             else:
                 raise self._cell.too_short(self._shortest(index))

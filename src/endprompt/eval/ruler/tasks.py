@@ -99,6 +99,17 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+def texts_of(task: Task) -> tuple[str, ...]:
+    """The outside texts that a task is always made of, as `Data.source` names them."""
+    match task.settings:
+        case Needles(haystack="essay"):
+            return ("essays", "sentences")
+        case Questions(source=source):
+            return (source,)
+        case _:
+            return ()
+
+
 @dataclass(frozen=True)
 class Sample:
     """One prompt, in NVIDIA's fields; the model is given `prompt`.
