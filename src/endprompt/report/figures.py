@@ -76,7 +76,7 @@ class Drawing:
     def svg(self, *, themed: bool = False) -> str:
         """The figure as SVG; `themed` makes it follow the style sheet of the page around it."""
         out = io.StringIO()
-        with _settings(), warnings.catch_warnings():
+        with settings(), warnings.catch_warnings():
             # A label in a script that the font lacks: the reader's own font will draw it.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -88,13 +88,13 @@ class Drawing:
         paths = [folder / f"{self.name}.svg", folder / f"{self.name}.png"]
         with writing(paths[0]) as partial:
             partial.write_text(self.svg(), encoding="utf-8")
-        with writing(paths[1]) as partial, _settings(), warnings.catch_warnings():
+        with writing(paths[1]) as partial, settings(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             self.figure.savefig(partial, format="png", dpi=160, facecolor="white")
         return paths
 
 
-def _settings() -> Any:
+def settings() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(rc=SETTINGS)
@@ -179,14 +179,14 @@ def looks(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(map(len, labels)) > 34 else 2
@@ -206,8 +206,8 @@ def _mark_window(axes: Axes, run: Run) -> str:
 
 def loss_by_position(run: Run) -> Drawing | None:
     """Loss against position in the text, one line an arm; None where nobody measured it."""
-    with _settings():
-        figure, grid = _new(3.2)
+    with settings():
+        figure, grid = new(3.2)
         axes, look, told, far = grid[0][0], looks(run), [], 0.0
         for arm in arms(run):
             points = _positions(arm)
@@ -223,7 +223,7 @@ def loss_by_position(run: Run) -> Drawing | None:
         _token_ticks(axes, far)
         axes.set_xlim(0, far * 1.05)
         axes.set_xlabel("position in the text, tokens" + _mark_window(axes, run))
-        _legend(figure, axes)
+        legend(figure, axes)
     return Drawing(
         "loss-by-position", "Loss by position in the text", "; ".join(told) + ".", figure
     )
@@ -265,8 +265,8 @@ def needle_map(run: Run) -> Drawing | None:
     depths = sorted({depth for cells in grids.values() for _, depth in cells})
     columns = 2 if len(lengths) <= 6 else 1
     rows = -(-len(grids) // columns)
-    with _settings():
-        figure, panels = _new(
+    with settings():
+        figure, panels = new(
             rows * (0.75 + 0.22 * len(depths)), rows, columns, sharex=True, sharey=True
         )
         for axes, (name, cells) in zip(panels.flat, grids.items(), strict=False):
@@ -326,8 +326,8 @@ def training_row(run: Run) -> Drawing | None:
         return None
     length = sum(last - first + 1 for _, first, last in parts)
     target = max(int(run.get("target") or 0), max(last for _, _, last in parts) + 1)
-    with _settings():
-        figure, grid = _new(1.75)
+    with settings():
+        figure, grid = new(1.75)
         axes = grid[0][0]
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -384,8 +384,8 @@ def training(run: Run) -> Drawing | None:
     shown = [(key, title) for key, title in panels if any(_points(arm, key) for arm in arms(run))]
     if not shown:
         return None
-    with _settings():
-        figure, grid = _new(0.5 + 1.9 * len(shown), len(shown), sharex=True)
+    with settings():
+        figure, grid = new(0.5 + 1.9 * len(shown), len(shown), sharex=True)
         look, told = looks(run), []
         for axes, (key, title) in zip(grid.flat, shown, strict=True):
             axes.set_title(title)
@@ -398,7 +398,7 @@ def training(run: Run) -> Drawing | None:
                     axes.plot(x, y, label=label(arm), **look[str(arm.get("name"))], **dot)
                     told.append(f"{title}, {label(arm)}: from {y[0]:.2f} to {y[-1]:.2f}")
         grid[-1][0].set_xlabel("step")
-        _legend(figure, grid[0][0])
+        legend(figure, grid[0][0])
     return Drawing("training", "Loss during training", "; ".join(told) + ".", figure)
 
 
@@ -416,8 +416,8 @@ def coverage(run: Run) -> Drawing | None:
     if not recipes:
         return None
     target = int(run.get("target") or max(i[1] for one in recipes for i in one["intervals"]) + 1)
-    with _settings():
-        figure, grid = _new(0.75 + 0.62 * len(recipes), len(recipes), sharex=True, sharey=True)
+    with settings():
+        figure, grid = new(0.75 + 0.62 * len(recipes), len(recipes), sharex=True, sharey=True)
         marked = ""
         for axes, one in zip(grid.flat, recipes, strict=True):
             axes.set_title(str(one.get("label") or one.get("name")), pad=2, fontsize=8.5)

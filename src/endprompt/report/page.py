@@ -42,16 +42,16 @@ def render_all(runs: Mapping[str, Run]) -> str:
     if not runs:
         raise ValueError("no run to report on")
     whole = combined(runs)
-    style, script = _shipped("page.css"), _shipped("page.js")
+    style, script = shipped("page.css"), shipped("page.js")
     drawn = _drawings(whole, runs)
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_shipped),
+        loader=jinja2.FunctionLoader(shipped),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=False,
     )
     return environment.get_template("page.html").render(
-        policy=_policy(style, script),
+        policy=policy(style, script),
         # Files of this package and SVG out of an XML writer: the only things not escaped here.
         style=Markup(style),
         script=Markup(script),
@@ -203,7 +203,7 @@ def _facts(run: Run) -> str:
     return " · ".join(said)
 
 
-def _policy(style: str, script: str) -> str:
+def policy(style: str, script: str) -> str:
     def named(text: str) -> str:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         return f"'sha256-{digest}'"
@@ -214,6 +214,6 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _shipped(name: str) -> str:
+def shipped(name: str) -> str:
     text = resources.files("endprompt.report").joinpath("template", name).read_text("utf-8")
     return re.sub(r"\r\n?", "\n", text)
