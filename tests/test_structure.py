@@ -19,7 +19,7 @@ LAYERS = (
     {"recipe", "theory"},
     {"cues", "embedded"},
     {"data"},
-    {"train", "eval", "export", "plan"},
+    {"train", "eval", "export", "plan", "methods"},
     {"lab", "report"},
     {"jobs"},
     {"extend"},

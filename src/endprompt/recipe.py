@@ -363,7 +363,7 @@ def _mixture(name: str) -> Recipe:
     for each in recipes:
         if not each.trained or each.rows.tokens != first.rows.tokens:
             raise RecipeError(
-                f"mixture {name!r}: {each.name!r} has no rows of the length of {first.name!r}'s"
+                f"mixture {name!r}: {each.name!r} has no rows of the length of {first.name!r}"
             )
     kinds = [
         kind.model_copy(update={"share": kind.share * share})

@@ -1,0 +1,91 @@
+"""`endprompt methods`: every recipe in one line."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `methods`."""
+
+    @app.command()
+    def methods(
+        names: list[str] | None = typer.Argument(
+            None,
+            metavar="[NAME]...",
+            help="Recipes, mixtures or .yaml files. Default: all shipped.",
+        ),
+        to: str = typer.Option("64k", "--to", metavar="TOKENS", help="Target window."),
+        window: str = typer.Option("8k", "--window", metavar="TOKENS", help="Window of the base."),
+        row_tokens: str | None = typer.Option(
+            None,
+            "--row-tokens",
+            metavar="TOKENS",
+            help="Tokens of a short row. Default: the window.",
+        ),
+        rows: int = typer.Option(1000, "--rows", min=1, help="Rows of each recipe to look at."),
+        model: str | None = typer.Option(
+            None,
+            "--model",
+            help="Count costs and take the window of this checkpoint. "
+            "Default: the sizes of Llama-3-8B.",
+        ),
+        markdown: bool = typer.Option(
+            False, "--markdown", help="Print docs/methods.md: distances as intervals, sources."
+        ),
+    ) -> None:
+        """List every method: what it is, the distances it trains, the cost of a step.
+
+        Share: part of the distances 1 .. TARGET-1 that occur in ROWS rows, counted from the
+        sampler that trains. Far: part of all query-key pairs with a distance beyond the window.
+        Cost: FLOPs of a step at equal tokens, as a multiple of `short`.
+
+        Examples:
+
+            endprompt methods --to 32k
+
+            endprompt methods pose recall 0.8pose+0.2recall --window 2k --to 16k
+        """
+        from rich.console import Console
+        from rich.progress import track
+        from rich.table import Table
+
+        from endprompt import flops, quantities
+        from endprompt import methods as listing
+        from endprompt import recipe as recipes
+
+        decoder, base_window, sizes = listing.LLAMA_3_8B, quantities.tokens(window), "Llama-3-8B"
+        if model is not None:
+            from endprompt import embedded, rope
+            from endprompt.train.model import load_config
+
+            config = load_config(embedded.resolve(model))
+            decoder, base_window, sizes = flops.read(config), rope.read_base(config).window, model
+        target, chosen = quantities.tokens(to), names or recipes.names()
+        short = quantities.tokens(row_tokens) if row_tokens else None
+        lines = [
+            line
+            for name in track(
+                chosen, "counting distances", console=Console(stderr=True), transient=True
+            )
+            for line in listing.table(
+                [name],
+                window=base_window,
+                target=target,
+                rows=rows,
+                row_tokens=short,
+                decoder=decoder,
+            )
+        ]
+        if markdown:
+            page = listing.markdown(
+                lines, window=base_window, target=target, rows=rows, model=sizes
+            )
+            typer.echo(page, nl=False)
+            return
+        table = Table("method", "share", "far", "cost", "what it is", box=None, pad_edge=False)
+        for line in lines:
+            trained = (f"{line.share:.1%}", f"{line.far:.1%}", f"{line.cost:.2f}")
+            figures = trained if line.recipe.trained else ("-", "-", "-")
+            table.add_row(line.recipe.name, *figures, line.recipe.summary)
+        Console().print(table, markup=False)
