@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VERBS: tuple[str, ...] = ("extend", "doctor", "prepare", "train", "evaluate", "report")
+VERBS: tuple[str, ...] = ("extend", "methods", "doctor", "prepare", "train", "evaluate", "report")
 """Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
 
 for verb in VERBS:
@@ -48,6 +48,9 @@ def run(arguments: list[str] | None = None) -> int:
         app(args=arguments, standalone_mode=True)
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        typer.echo("endprompt: stopped; give the same command again to go on", err=True)
+        return 130
     except EndPromptError as error:
         typer.echo(f"endprompt: {error}", err=True)
         return 1
