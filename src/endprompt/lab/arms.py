@@ -1,0 +1,136 @@
+"""Recipes at the laboratory's size: the same rows and training, spans and amounts made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from endprompt import recipe as recipes
+from endprompt.errors import RecipeError
+from endprompt.lab.examine import Questions
+from endprompt.lab.model import Base
+from endprompt.recipe import Recipe, Terminal
+
+STANDARD = (
+    "short",
+    "short-recall",
+    "endprompt",
+    "endprompt-random",
+    "endprompt-split",
+    "pose",
+    "endprompt-pose",
+    "recall",
+    "recall-stratified",
+    "recall-pose",
+    "full",
+)
+QUICK = ("short", "endprompt", "pose", "recall-pose")
+SCALINGS = ("pi", "yarn")
+UNSCALED = "none"
+SHRINK = 4
+"""Recall spans are divided by this: the window is 128 tokens, not thousands."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Sizes of an extension in the laboratory, the same for every arm.
+
+    beta_fast, beta_slow  YaRN's ramp; the usual 32 rotations need a window of thousands
+    learning_rate         by scaling, chosen on seeds that no table shows
+    """
+
+    base: Base = field(default_factory=Base)
+    tokens_per_step: int = 1024
+    steps: int = 150
+    learning_rate: dict[str, float] = field(default_factory=lambda: {"pi": 1.5e-3, "yarn": 5e-4})
+    beta_fast: float = 8.0
+    beta_slow: float = 1.0
+    examinations: int = 16
+
+    def questions(self, factor: int) -> Questions:
+        """What is asked of every arm at this factor."""
+        window = self.base.window
+        doubled = {window * 2**n for n in range(factor.bit_length()) if 2**n < factor}
+        lengths = tuple(sorted(doubled | {window * factor}))
+        return Questions(
+            self.base.kinds, lengths, self.examinations, loss_lengths=(window, lengths[-1])
+        )
+
+
+def untrained(scaling: str) -> Recipe:
+    """The base as it is (`none`) or with a scaling and no training."""
+    return recipes.build(
+        {
+            "name": scaling,
+            "summary": f"untrained, scaling {scaling}",
+            "rope": {"scaling": scaling},
+            "training": {"trains": "nothing"},
+        },
+        f"arm {scaling!r}",
+    )
+
+
+def load(name: str) -> Recipe:
+    """An arm by the name of a recipe, a mixture of recipes, or the path of a YAML file."""
+    found = recipes.load(Path(name) if name.endswith((".yaml", ".yml")) else name)
+    if not found.trained:
+        raise RecipeError(
+            f"arm {name!r} trains nothing: the base without and with scaling are always there"
+        )
+    return found
+
+
+def adapt(recipe: Recipe, regime: Regime, scaling: str, *, factor: int, seed: int) -> Recipe:
+    """A recipe with the laboratory's scaling, amounts and learning rate, and smaller spans.
+
+    What makes a method (layout, cue, place, shares, weights, what it trains) stays as it is.
+    Raises RecipeError when a row cannot hold the recipe's terminals.
+    """
+    window = regime.base.window
+    kinds = tuple(
+        kind.model_copy(update={"terminal": kind.terminal and _smaller(kind.terminal)})
+        for kind in recipe.rows.kinds
+    )
+    rope: dict[str, Any] = {"scaling": scaling if recipe.rope.scaling != UNSCALED else UNSCALED}
+    if scaling == "yarn":
+        rope |= {"beta_fast": regime.beta_fast, "beta_slow": regime.beta_slow}
+    values: dict[str, Any] = recipe.model_dump() | {
+        "rope": rope,
+        "rows": recipe.rows.model_dump() | {"kinds": [kind.model_dump() for kind in kinds]},
+        "training": recipe.training.model_dump()
+        | {
+            "tokens": regime.steps * regime.tokens_per_step,
+            "tokens_per_step": regime.tokens_per_step,
+            "learning_rate": regime.learning_rate.get(scaling, min(regime.learning_rate.values())),
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "save_steps": regime.steps + 1,
+            "seed": seed,
+        },
+    }
+    if recipe.rows.tokens not in ("auto", "window", "target"):
+        values["rows"]["tokens"] = window
+    if values["rows"]["tokens"] == "target" and window * factor > regime.tokens_per_step:
+        values["training"]["tokens_per_step"] = window * factor
+    resolved = recipes.build(values, f"arm {recipe.name!r}")
+    return resolved.resolve(window=window, target=window * factor, gpu=False)
+
+
+def _smaller(terminal: Terminal) -> Terminal:
+    """Spans of a recall terminal at the laboratory's size."""
+    recall = terminal.recall
+
+    def span(low: int, high: int) -> tuple[int, int]:
+        return max(1, low // SHRINK), max(1, high // SHRINK)
+
+    return terminal.model_copy(
+        update={
+            "recall": recall.model_copy(
+                update={
+                    "cue_tokens": span(*recall.cue_tokens),
+                    "answer_tokens": span(*recall.answer_tokens),
+                }
+            )
+        }
+    )

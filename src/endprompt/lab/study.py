@@ -1,0 +1,299 @@
+"""Every arm on every base: what is to be done, done in parallel, and gone on with after a kill.
+
+One job is one base, or one arm on one base under one scaling. Its result is one JSON file under
+a name that holds a digest of all its settings: there whole, or not at all. A job whose file is
+there is done; changed settings make another name. Jobs run in processes of one thread each, so
+that results do not depend on what runs beside them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from endprompt import record
+from endprompt.errors import TrainingError
+from endprompt.lab import arms as lab_arms
+from endprompt.lab import model as bases
+from endprompt.lab.arms import Regime
+from endprompt.lab.language import Corpus
+from endprompt.recipe import Recipe
+
+FIRST_SEED = 100
+"""Seeds below this were used to choose the regime and the recipes, and stand in no table."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe on one base."""
+
+    recipe: Recipe
+    scaling: str
+    factor: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """Recipes as they were named, times scalings, factors and seeds."""
+
+    recipes: tuple[Recipe, ...]
+    scalings: tuple[str, ...] = lab_arms.SCALINGS
+    factors: tuple[int, ...] = (8,)
+    seeds: tuple[int, ...] = tuple(range(FIRST_SEED, FIRST_SEED + 5))
+    regime: Regime = field(default_factory=Regime)
+
+    def arms(self) -> Iterator[Arm]:
+        """All arms, seed by seed, so that a study that is cut short has whole comparisons."""
+        for seed in self.seeds:
+            for factor in self.factors:
+                yield Arm(lab_arms.untrained("none"), "none", factor, seed)
+                for scaling in self.scalings:
+                    yield Arm(lab_arms.untrained(scaling), scaling, factor, seed)
+                    for recipe in self.recipes:
+                        adapted = lab_arms.adapt(
+                            recipe, self.regime, scaling, factor=factor, seed=seed
+                        )
+                        yield Arm(adapted, scaling, factor, seed)
+
+    def result(self, arm: Arm, out: Path) -> Path:
+        """File of an arm's result."""
+        digest = record.sha256_of(
+            {
+                "base": asdict(self.regime.base),
+                "questions": asdict(self.regime.questions(arm.factor)),
+                "recipe": arm.recipe.model_dump(mode="json"),
+                "arm": [arm.scaling, arm.factor, arm.seed],
+            }
+        )
+        name = f"seed{arm.seed}-{arm.scaling}-{arm.recipe.name}-{digest[:8]}.json"
+        return out / "results" / f"s{arm.factor}" / name
+
+    def results(self, out: Path) -> list[dict[str, Any]]:
+        """Results that are there, in the order of the arms."""
+        paths = [self.result(arm, out) for arm in self.arms()]
+        return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a study is."""
+
+    done: int
+    total: int
+    what: str
+    seconds_left: float | None
+
+
+Progress = Callable[[State], None]
+
+
+def run(
+    study: Study,
+    out: Path,
+    cache: Path,
+    *,
+    workers: int,
+    budget_seconds: float | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Do what is not done yet and return all results that are there.
+
+    budget_seconds  after this no further job is begun; what is missing is done the next time
+
+    Raises what a job raises; finished jobs stay.
+    """
+    began = time.perf_counter()
+    todo = [arm for arm in study.arms() if not study.result(arm, out).is_file()]
+    needed = sorted({arm.seed for arm in todo})
+    missing = [
+        seed
+        for seed in needed
+        if not (bases.folder_of(study.regime.base, seed, cache) / "base.json").is_file()
+    ]
+    jobs: list[tuple[str, Any]] = []
+    for seed in needed:
+        jobs += [("base", seed)] * (seed in missing)
+        jobs += [("arm", arm) for arm in todo if arm.seed == seed]
+    total = len(jobs)
+    clock = _Clock(workers)
+    done = 0
+    if not jobs:
+        return study.results(out)
+
+    def tell(what: str) -> None:
+        if progress:
+            progress(State(done, total, what, clock.left([kind for kind, _ in jobs])))
+
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _one_thread) as pool:
+        running: dict[concurrent.futures.Future, tuple[str, Any]] = {}
+        waiting_for = set(missing)
+        try:
+            while jobs or running:
+                spent = time.perf_counter() - began
+                open_ = budget_seconds is None or spent < budget_seconds
+                while open_ and len(running) < workers:
+                    ready = next(
+                        (n for n, (kind, arm) in enumerate(jobs)
+                         if kind == "base" or arm.seed not in waiting_for), None,
+                    )  # fmt: skip
+                    if ready is None:
+                        break
+                    kind, what = jobs.pop(ready)
+                    if kind == "base":
+                        future = pool.submit(_make_base, study.regime.base, what, cache)
+                    else:
+                        path = study.result(what, out)
+                        future = pool.submit(_do_arm, study.regime, what, cache, path)
+                    running[future] = kind, what
+                if not running:
+                    break
+                finished, _ = concurrent.futures.wait(
+                    running, timeout=5, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for future in finished:
+                    kind, what = running.pop(future)
+                    clock.took(kind, future.result())
+                    done += 1
+                    if kind == "base":
+                        waiting_for.discard(what)
+                        tell(f"base of seed {what}")
+                    else:
+                        tell(f"{what.recipe.name}, {what.scaling} x{what.factor}, seed {what.seed}")
+        except BaseException:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return study.results(out)
+
+
+class _Clock:
+    """Seconds left, from the mean of the jobs so far."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers, self._took = workers, {"base": [], "arm": []}
+
+    def took(self, kind: str, seconds: float) -> None:
+        self._took[kind].append(seconds)
+
+    def left(self, kinds: Sequence[str]) -> float | None:
+        everything = [second for took in self._took.values() for second in took]
+        if not everything:
+            return None
+        mean = {
+            kind: sum(took or everything) / len(took or everything)
+            for kind, took in self._took.items()
+        }
+        return sum(mean[kind] for kind in kinds) / self._workers
+
+
+def _one_thread() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from endprompt.train import quiet
+
+    torch.set_num_threads(1)
+    quiet.quiet()
+
+
+def _make_base(base: bases.Base, seed: int, cache: Path) -> float:
+    began = time.perf_counter()
+    bases.get(base, seed, cache)
+    return time.perf_counter() - began
+
+
+def _do_arm(regime: Regime, arm: Arm, cache: Path, path: Path) -> float:
+    began = time.perf_counter()
+    record.write_json(path, measure(regime, arm, bases.get(regime.base, arm.seed, cache)))
+    return time.perf_counter() - began
+
+
+@lru_cache(maxsize=2)
+def _corpus(rows: int, tokens: int, seed: int, base: bases.Base) -> Corpus:
+    return Corpus(rows, tokens, seed, base.kinds)
+
+
+def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
+    """Train one arm with the Trainer of the real job, examine it, and return its result."""
+    from endprompt.cues import CueWriter
+    from endprompt.lab import gradient
+    from endprompt.lab.examine import examine
+    from endprompt.train import model as models
+    from endprompt.train import run as training
+
+    began, worked = time.perf_counter(), time.process_time()
+    target = regime.base.window * arm.factor
+    found: dict[str, Any] = {
+        "arm": arm.recipe.name,
+        "summary": arm.recipe.summary,
+        "scaling": arm.scaling,
+        "factor": arm.factor,
+        "seed": arm.seed,
+        "trained": arm.recipe.trained,
+        "recipe": arm.recipe.model_dump(mode="json"),
+        "tokens": 0,
+        "flops": 0.0,
+        "train_seconds": 0.0,
+        "curve": [],
+        "gradient": [],
+    }
+    if arm.recipe.trained:
+        amounts = arm.recipe.amounts
+        corpus = _corpus(amounts.rows, amounts.row_tokens, arm.seed, regime.base)
+        watch = gradient.Watch(
+            gradient.rows_with_terminals(
+                arm.recipe, corpus, CueWriter(models.load_tokenizer(str(base))), target
+            ),
+            amounts.steps,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            done = training.train(
+                arm.recipe,
+                model=str(base),
+                documents=corpus,
+                target=target,
+                out=Path(folder),
+                callbacks=[watch],
+            )
+            network = models.load(
+                str(Path(folder) / "model"), models.load_config(str(Path(folder) / "model"))
+            )
+        found |= {
+            "tokens": done.tokens,
+            "flops": done.flops,
+            "train_seconds": round(done.seconds, 2),
+            "curve": _thinned(done.curve),
+            "gradient": watch.found,
+        }
+    else:
+        network = models.load(str(base), models.scaled_config(str(base), arm.recipe, target))
+    if any(not weight.isfinite().all() for weight in network.parameters()):
+        raise TrainingError(f"weights of arm {arm.recipe.name!r} are not finite")
+    return found | {
+        **examine(network, regime.questions(arm.factor), arm.seed),
+        "seconds": round(time.perf_counter() - began, 2),
+        "cpu_seconds": round(time.process_time() - worked, 2),
+        "base": json.loads((base / "base.json").read_text()),
+        "provenance": record.provenance(),
+    }
+
+
+def _thinned(curve: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Every tenth step of a loss curve and the last one."""
+    kept = [entry for n, entry in enumerate(curve) if n % 10 == 0 or n == len(curve) - 1]
+    return [
+        {key: entry[key] for key in ("step", "prefix_loss", "terminal_loss") if key in entry}
+        for entry in kept
+    ]

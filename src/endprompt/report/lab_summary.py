@@ -1,0 +1,256 @@
+"""Results of arms to what can be said of them: means, paired differences, intervals, recovery.
+
+An interval is a bootstrap over bases and, inside a base, over its questions, kind by kind. Two
+arms are paired: they share bases and questions, so their differences are resampled, not they.
+NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Result = dict[str, Any]
+
+CONTROL, RIVAL = "short", "pose"
+"""The two arms that every other arm is compared with."""
+DRAWS = 2000
+RECOVERED = 0.9
+"""An arm has regained the window when it keeps this part of the base's accuracy inside it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; None where there are fewer than two bases."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves zero out, else 0."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.low > 0 else -1
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Results of one arm under one scaling and factor, a base each."""
+
+    name: str
+    scaling: str
+    factor: int
+    results: tuple[Result, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [result["seed"] for result in self.results]
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.results[0]["trained"])
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return sorted(int(length) for length in self.results[0]["answers"])
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.results[0]["answers"][str(self.lengths[0])])
+
+    def scores(self, length: int, kinds: Iterable[str] | None = None) -> list[list[Floats]]:
+        """A base, a kind: float[questions] of 0 and 1."""
+        return [
+            [
+                np.array([score for _, score in result["answers"][str(length)][kind]], float)
+                for kind in kinds or self.kinds
+            ]
+            for result in self.results
+        ]
+
+    def accuracy(self, length: int, kinds: Iterable[str] | None = None) -> list[float]:
+        """Of each base, the mean over kinds."""
+        return [
+            float(np.mean([kind.mean() for kind in base])) for base in self.scores(length, kinds)
+        ]
+
+    def losses(self, length: int) -> list[list[Floats]]:
+        """A base, a quarter: float[texts], nats per token."""
+        return [list(np.array(result["loss"][str(length)]).T) for result in self.results]
+
+    def loss(self, length: int) -> Floats:
+        """float[4], the mean loss of each quarter over bases."""
+        means = [[quarter.mean() for quarter in base] for base in self.losses(length)]
+        return np.array(means).mean(axis=0)
+
+    def of(self, seeds: Sequence[int]) -> Arms:
+        """The same on these bases only."""
+        kept = tuple(result for result in self.results if result["seed"] in seeds)
+        return Arms(self.name, self.scaling, self.factor, kept)
+
+
+def estimate(bases: list[list[Floats]]) -> Estimate:
+    """Mean over bases of the mean over groups, with its bootstrap interval."""
+    mean = float(np.mean([np.mean([group.mean() for group in base]) for base in bases]))
+    if len(bases) < 2:
+        return Estimate(mean, None, None)
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [
+            np.mean(
+                [
+                    group[rng.integers(len(group), size=(DRAWS, len(group)))].mean(axis=1)
+                    for group in base
+                ],
+                axis=0,
+            )
+            for base in bases
+        ]
+    )
+    picked = rng.integers(len(bases), size=(len(bases), DRAWS))
+    means = drawn[picked, rng.integers(DRAWS, size=picked.shape)].mean(axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(mean, float(low), float(high))
+
+
+def difference(one: list[list[Floats]], other: list[list[Floats]]) -> Estimate:
+    """Paired difference, one minus other, of the same bases, groups and samples."""
+    return estimate(
+        [
+            [a - b for a, b in zip(mine, yours, strict=True)]
+            for mine, yours in zip(one, other, strict=True)
+        ]
+    )
+
+
+def between(one: Arms, other: Arms, length: int, *, what: str = "scores") -> Estimate | None:
+    """Paired difference of two arms on the bases that both have; None where there is none."""
+    shared = [seed for seed in one.seeds if seed in other.seeds]
+    if not shared:
+        return None
+    return difference(
+        getattr(one.of(shared), what)(length), getattr(other.of(shared), what)(length)
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """All arms of one scaling and factor, the unscaled base among them."""
+
+    scaling: str
+    factor: int
+    arms: tuple[Arms, ...]
+
+    def find(self, name: str) -> Arms | None:
+        """The arm of this name."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def base(self) -> Arms | None:
+        return self.find("none")
+
+    @property
+    def control(self) -> Arms | None:
+        return self.find(CONTROL)
+
+    @property
+    def rival(self) -> Arms | None:
+        return self.find(RIVAL)
+
+    @property
+    def window(self) -> int:
+        return self.arms[0].lengths[0]
+
+    @property
+    def target(self) -> int:
+        return self.arms[0].lengths[-1]
+
+    def recovered(self, arm: Arms) -> list[int]:
+        """Bases on which the arm has regained the accuracy inside the window."""
+        if self.base is None:
+            return []
+        before = dict(zip(self.base.seeds, self.base.accuracy(self.window), strict=True))
+        return [
+            seed
+            for seed, after in zip(arm.seeds, arm.accuracy(self.window), strict=True)
+            if seed in before and after >= RECOVERED * before[seed]
+        ]
+
+    def best_loss(self) -> float:
+        """The lowest mean loss at the target among trained arms."""
+        found = [arm.loss(self.target).mean() for arm in self.arms if arm.trained]
+        return float(min(found, default=np.nan))
+
+
+def groups(results: Sequence[Result]) -> list[Group]:
+    """Results by scaling and factor, arms in the order in which they come."""
+    keys = dict.fromkeys(
+        (result["factor"], result["scaling"]) for result in results if result["scaling"] != "none"
+    )
+    found = []
+    for factor, scaling in keys:
+        mine = [
+            result
+            for result in results
+            if result["factor"] == factor and result["scaling"] in (scaling, "none")
+        ]
+        names = dict.fromkeys(result["arm"] for result in mine)
+        arms = tuple(
+            Arms(name, scaling, factor, tuple(one for one in mine if one["arm"] == name))
+            for name in names
+        )
+        found.append(Group(scaling, factor, arms))
+    return found
+
+
+VERDICTS = {1: "better", 0: "no better", -1: "worse"}
+
+
+def verdict(gap: Estimate) -> str:
+    """`better` and `worse` only where the interval leaves zero out."""
+    return "one base: undecided" if gap.low is None else VERDICTS[gap.sign]
+
+
+def sentences(group: Group) -> list[str]:
+    """In words, what holds at the target and what does not."""
+    said = []
+    for other, title in ((group.control, f"the control ({CONTROL})"), (group.rival, RIVAL)):
+        if other is None:
+            continue
+        words: dict[str, list[str]] = {}
+        for arm in group.arms:
+            gap = between(arm, other, group.target)
+            if arm.name != other.name and arm.trained and gap is not None:
+                words.setdefault(verdict(gap), []).append(f"{arm.name} ({written(gap)})")
+        for found in (*VERDICTS.values(), "one base: undecided"):
+            if found in words:
+                note = ", the interval holds zero" if found == "no better" else ""
+                said.append(
+                    f"{found.capitalize()} than {title} at {group.target:,} tokens{note}: "
+                    f"{'; '.join(words[found])}."
+                )
+    trained = [arm for arm in group.arms if arm.trained]
+    if trained:
+        best = max(trained, key=lambda arm: float(np.mean(arm.accuracy(group.target))))
+        excess = best.loss(group.target).mean() / group.best_loss() - 1
+        said.append(
+            f"Most answers right at {group.target:,} tokens: {best.name} "
+            f"({np.mean(best.accuracy(group.target)):.3f}). Its loss there is "
+            f"{100 * excess:.1f} % above the lowest of all trained arms."
+        )
+    return said
+
+
+def written(gap: Estimate) -> str:
+    """A difference with its interval."""
+    if gap.low is None:
+        return f"{gap.mean:+.3f}"
+    return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
