@@ -21,7 +21,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VERBS: tuple[str, ...] = ("extend", "methods", "doctor", "prepare", "train", "evaluate", "report")
+VERBS: tuple[str, ...] = (
+    "extend",
+    "methods",
+    "doctor",
+    "prepare",
+    "train",
+    "evaluate",
+    "report",
+    "inspect",
+)
 """Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
 
 for verb in VERBS:
