@@ -244,7 +244,8 @@ def _yarn(parameters: dict[str, Any], plain: Floats, theta: float, D: int) -> tu
 
     low = max(math.floor(pair_turning(parameters.get("beta_fast", 32.0))), 0)
     high = min(math.ceil(pair_turning(parameters.get("beta_slow", 1.0))), D - 1)
-    ramp = np.clip((np.arange(D // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    width = high - low or 0.001
+    ramp = np.clip((np.arange(D // 2) - low) / width, 0.0, 1.0)
     scale = parameters.get("attention_factor")
     if scale is None:
         scale = 0.1 * math.log(s) + 1.0

@@ -1,0 +1,246 @@
+"""Frequencies against Transformers' own, and every model that cannot be scaled refused by name."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from endprompt import rope
+from endprompt.errors import RopeError
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+from tiny_families import tiny_config
+
+few = settings(max_examples=30, deadline=None)
+"""Transformers' configs take milliseconds each."""
+SCALINGS = ("pi", "dynamic", "yarn", "llama3", "longrope")
+bases = st.builds(
+    rope.Base,
+    theta=st.sampled_from([100.0, 1e4, 1e5, 5e5, 1e6, 5e6]),
+    rotary_size=st.sampled_from([8, 16, 64, 80, 128]),
+    window=st.sampled_from([128, 2048, 8192, 131072]),
+)
+factors = st.floats(1.0, 64.0)
+
+
+def config_of(base: rope.Base, parameters: dict[str, Any]) -> LlamaConfig:
+    config = LlamaConfig(
+        hidden_size=base.rotary_size, num_attention_heads=1, head_dim=base.rotary_size,
+        max_position_embeddings=base.window,
+    )  # fmt: skip
+    config.rope_parameters = parameters
+    return config
+
+
+def theirs(base: rope.Base, parameters: dict[str, Any], length: int) -> tuple[np.ndarray, float]:
+    """What Transformers initialises a rotary embedding with at a length."""
+    init = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+    found, scale = init(config_of(base, parameters), torch.device("cpu"), seq_len=length)
+    return found.double().numpy(), float(scale)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@few
+@given(base=bases, s=factors, relative=st.floats(0.1, 64.0))
+def test_frequencies_are_those_of_transformers(
+    scaling: str, base: rope.Base, s: float, relative: float
+) -> None:
+    parameters = rope.parameters(base, scaling, s)
+    length = max(1, int(base.window * relative))
+    expected, expected_scale = theirs(base, parameters, length)
+    found, scale = rope.inverse_frequencies(
+        parameters, base.rotary_size, length=length, window=base.window
+    )
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    assert scale == pytest.approx(expected_scale, rel=1e-6)
+
+
+@few
+@given(bases, factors, st.floats(1.5, 60.0), st.floats(0.1, 1.4), st.floats(0.5, 2.0))
+def test_yarn_with_its_settings_is_that_of_transformers(
+    base: rope.Base, s: float, fast: float, slow: float, size: float
+) -> None:
+    parameters = rope.parameters(
+        base, "yarn", s, beta_fast=fast, beta_slow=slow, attention_factor=size
+    )
+    expected, scale = theirs(base, parameters, base.window)
+    found = rope.inverse_frequencies(parameters, base.rotary_size)
+    np.testing.assert_allclose(found[0], expected, rtol=2e-5)
+    assert found[1] == scale == pytest.approx(size)
+
+
+@few
+@given(bases, factors, st.data())
+def test_longrope_with_given_factors_is_that_of_transformers(
+    base: rope.Base, s: float, data: st.DataObject
+) -> None:
+    pairs = base.rotary_size // 2
+    drawn = st.lists(st.floats(1.0, 64.0), min_size=pairs, max_size=pairs)
+    long, short = data.draw(drawn), data.draw(drawn)
+    parameters = rope.parameters(base, "longrope", s, long_factor=long, short_factor=short)
+    for length in (base.window, base.window + 1):
+        expected, scale = theirs(base, parameters, length)
+        found = rope.inverse_frequencies(parameters, base.rotary_size, length=length)
+        np.testing.assert_allclose(found[0], expected, rtol=2e-5)
+        assert found[1] == pytest.approx(scale)
+
+
+@few
+@given(bases, st.floats(1.0, 8.0), st.floats(0.5, 1.9), st.floats(2.0, 8.0))
+def test_llama3_with_its_settings_is_that_of_transformers(
+    base: rope.Base, s: float, low: float, high: float
+) -> None:
+    parameters = rope.parameters(base, "llama3", s, low_freq_factor=low, high_freq_factor=high)
+    expected, _ = theirs(base, parameters, base.window)
+    found, _ = rope.inverse_frequencies(parameters, base.rotary_size)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+@given(bases, factors)
+def test_ntk_keeps_the_first_frequency_and_divides_the_last_by_s(base: rope.Base, s: float) -> None:
+    parameters = rope.parameters(base, "ntk", s)
+    assert parameters["rope_type"] == "default"
+    plain, _ = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), base.rotary_size)
+    found, _ = rope.inverse_frequencies(parameters, base.rotary_size)
+    assert found[0] == plain[0] == 1.0
+    assert plain[-1] / found[-1] == pytest.approx(s, rel=1e-9)
+
+
+@given(bases, factors)
+def test_no_scaling_turns_faster_than_the_base_or_slower_than_interpolation(
+    base: rope.Base, s: float
+) -> None:
+    plain, _ = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), base.rotary_size)
+    for scaling in ("pi", "ntk", "yarn", "llama3", "longrope"):
+        found, _ = rope.inverse_frequencies(rope.parameters(base, scaling, s), base.rotary_size)
+        assert (found <= plain * (1 + 1e-12)).all()
+        assert (found >= plain / s * (1 - 1e-12)).all()
+
+
+@given(bases, factors, st.integers(1, 4))
+def test_dynamic_is_unscaled_inside_the_window_and_ntk_beyond(
+    base: rope.Base, s: float, times: int
+) -> None:
+    parameters = rope.parameters(base, "dynamic", s)
+    size = base.rotary_size
+    inside, _ = rope.inverse_frequencies(parameters, size, length=5, window=base.window)
+    plain, _ = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), size)
+    np.testing.assert_allclose(inside, plain, rtol=1e-12)
+    beyond, _ = rope.inverse_frequencies(
+        parameters, size, length=times * base.window, window=base.window
+    )
+    grown = rope.parameters(base, "ntk", s * times - (s - 1))
+    np.testing.assert_allclose(beyond, rope.inverse_frequencies(grown, size)[0], rtol=1e-9)
+
+
+def test_dynamic_without_a_length_is_refused() -> None:
+    parameters = rope.parameters(rope.Base(1e4, 64, 2048), "dynamic", 4.0)
+    with pytest.raises(RopeError, match="give length and window"):
+        rope.inverse_frequencies(parameters, 64)
+
+
+@given(bases, factors)
+def test_stretch_leaves_no_angle_beyond_what_the_window_showed(base: rope.Base, s: float) -> None:
+    """Pairs that did not turn once are interpolated in full; the others less, rising."""
+    long = np.array(rope.stretch(base, s))
+    plain, _ = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), base.rotary_size)
+    turned_once = base.window * plain >= 2 * np.pi
+    np.testing.assert_allclose(long[~turned_once], s)
+    assert (np.diff(long) >= -1e-9).all()
+    assert long[0] == 1.0 or not turned_once[0]
+    assert rope.stretch(base, s, critical=0) == [s] * (base.rotary_size // 2)
+
+
+@pytest.mark.parametrize("scaling", [*SCALINGS, "none", "ntk"])
+def test_written_parameters_name_theta_float_factors_and_the_window(scaling: str) -> None:
+    written = rope.parameters(rope.Base(5e5, 64, 8192), scaling, 8)
+    assert isinstance(written["rope_theta"], float)
+    assert isinstance(written.get("factor", 8.0), float)
+    if scaling in ("yarn", "llama3", "longrope"):
+        assert written["original_max_position_embeddings"] == 8192
+    assert "partial_rotary_factor" not in written
+
+
+def test_partial_rotary_factor_is_kept() -> None:
+    base = rope.read_base(tiny_config("gpt_neox"))
+    assert (base.partial, base.rotary_size) == (0.25, 4)
+    assert rope.parameters(base, "yarn", 4.0)["partial_rotary_factor"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("family", "theta"),
+    [("llama", 1e4), ("mistral", 1e4), ("qwen2", 1e4), ("qwen3", 1e4), ("gemma", 1e4),
+     ("phi3", 1e4), ("smollm3", 2e6), ("olmo", 1e4), ("olmo2", 1e4)],
+)  # fmt: skip
+def test_base_is_read_from_every_family(family: str, theta: float) -> None:
+    changes = {"sliding_window": None} if family == "mistral" else {}
+    assert rope.read_base(tiny_config(family, **changes)) == rope.Base(theta, 16, 128)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gpt2", {}, "model type 'gpt2' has no RoPE"),
+        ("gptj", {}, "model type 'gptj' has no RoPE"),
+        ("mistral", {}, "model type 'mistral' see 4096 tokens back only"),
+        ("gemma2", {}, "model type 'gemma2' see 4096 tokens back only"),
+        ("gemma3_text", {}, "'gemma3_text' have RoPE settings of their own .full_attention, slid"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "'qwen2' see 64 tokens"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+                                 "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                 "original_max_position_embeddings": 128}},
+            "already scaled .rope_type 'llama3', factor 8.0",
+        ),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_scaled_are_refused_by_name(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[family](**changes)
+    with pytest.raises(RopeError, match=message):
+        rope.read_base(config)
+
+
+def test_config_without_theta_is_refused() -> None:
+    config = type("Config", (), {"model_type": "odd", "rope_parameters": {"rope_type": "default"}})
+    with pytest.raises(RopeError, match="'odd' names no rope_theta"):
+        rope.read_base(config())
+
+
+@given(st.integers(1, 10**5), st.integers(1, 64), st.integers(1, 1000))
+def test_factor_covers_the_target_and_no_more(window: int, times: int, rest: int) -> None:
+    target = window * times + min(rest, window)
+    s = rope.factor(window, target)
+    assert s == int(s)
+    assert window * s >= target > window * (s - 1)
+    assert rope.factor(window, target, 0.5) == math.ceil(target / window / 2)
+
+
+def test_target_inside_the_window_is_refused() -> None:
+    with pytest.raises(RopeError, match="target 8192 tokens is not above the model's window of 81"):
+        rope.factor(8192, 8192)
+
+
+def test_wrong_settings_are_refused() -> None:
+    base = rope.Base(1e4, 64, 2048)
+    with pytest.raises(RopeError, match="unknown scaling 'abf': one of none, ntk, pi, dynamic"):
+        rope.parameters(base, "abf", 4.0)
+    with pytest.raises(RopeError, match="long_factor has 3 numbers and the model rotates 32 pairs"):
+        rope.parameters(base, "longrope", 4.0, long_factor=[1.0] * 3)
+    with pytest.raises(RopeError, match="unknown rope_type 'axial'"):
+        rope.inverse_frequencies({"rope_type": "axial", "rope_theta": 1.0, "factor": 2.0}, 64)
