@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def data(
     from endprompt.eval.ruler import TASKS, Data, TokenCounter, load_tokenizer, wrap_of
     from endprompt.eval.ruler.files import Order, plan, write
     from endprompt.quantities import lengths
+    from endprompt.record import provenance
 
     tasks = list(TASKS) if task == "all" else _several(task)
     jobs = plan(tasks, lengths(length), out, force=force)
@@ -79,7 +80,12 @@ def data(
         counter=TokenCounter(loaded),
         data=texts,
         wrap=wrap_of(template, loaded),
-        labels={"tokenizer": Path(tokenizer).name, "template": template},
+        labels={
+            "tokenizer": Path(tokenizer).name,
+            "template": template,
+            "generator": _versions_of("lm-eval", "wonderwords", "nltk", "tokenizers"),
+            **provenance(),
+        },
     )
     with _progress(sum(job.length for job in jobs) * num_samples) as advance:
         records = write(jobs, order, workers=workers, advance=advance)
@@ -144,6 +150,17 @@ def score(
         if len(rows) > 1:
             content["summary"] = asdict(summary)
         write_json(json_out, content)
+
+
+def _versions_of(*names: str) -> dict[str, str]:
+    """Versions of installed packages; those that are missing are left out."""
+    from importlib import metadata
+
+    installed = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def _several(text: str) -> list[str]:

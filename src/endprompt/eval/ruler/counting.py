@@ -61,6 +61,10 @@ class _Unsure(Exception):
     """A word touches white space: what it counts depends on its neighbours."""
 
 
+class _Special(Exception):
+    """A cut would touch a special token, which may treat the space beside it in its own way."""
+
+
 class _Words(dict[str, int]):
     """Tokens of a word that follows a word and one space; learnt when first asked for."""
 
@@ -71,6 +75,7 @@ class _Words(dict[str, int]):
     def __missing__(self, word: str) -> int:
         if not word or word != word.strip():
             raise _Unsure(word)
+        self._counter.refuse_special(word)
         if self._counter.runs_apart and word.isascii() and _HAS_DIGIT.search(word):
             head, *runs = _RUNS.findall(word)
             if len(runs) > 2:
@@ -85,6 +90,7 @@ class _Words(dict[str, int]):
         try:
             return self[piece]
         except _Unsure:
+            self._counter.refuse_special(piece)
             return self._counter.after("a ", piece)
 
 
@@ -121,6 +127,7 @@ class TokenCounter:
         self.words_apart = self.digits_alike = self.runs_apart = False
         if self._backend is not None:
             entries, added = _vocabulary(self._backend)
+            self._know_special(added)
             self.words_apart = self._keeps_words_apart([*entries, *added])
             self.digits_alike = self._counts_digits_alike(entries)
             self.runs_apart = self._keeps_runs_apart(entries)
@@ -142,14 +149,31 @@ class TokenCounter:
         """Tokens of a text: the same number as `whole`, found faster where that is sound."""
         if not self.words_apart:
             return self.whole(text)
-        if self.digits_alike:
-            text = _zeros(text)
+        try:
+            return self._by_words(_zeros(text) if self.digits_alike else text)
+        except _Special:
+            return self.whole(text)
+
+    def _by_words(self, text: str) -> int:
         first, *words = text.split(" ")
         try:
+            if not first or first != first.strip():
+                raise _Unsure(first)
+            self.refuse_special(first)
             return self.whole(first) + sum(map(self._words.__getitem__, words))
         except _Unsure:
             first, *pieces = _GAP.split(text)
+        self.refuse_special(first)
         return self.whole(first) + sum(map(self._words.of_piece, pieces))
+
+    def refuse_special(self, piece: str) -> None:
+        """Raise _Special when a piece begins or ends in a special token, or holds one of digits."""
+        if self._special_first.search(piece) and (
+            piece.startswith(self._special)
+            or piece.endswith(self._special)
+            or any(token in piece for token in self._special_digits)
+        ):
+            raise _Special(piece)
 
     def distrust(self) -> None:
         """Tokenise whole texts from now on: a count was found to be wrong."""
@@ -168,6 +192,12 @@ class TokenCounter:
             == len(backend.encode_batch_fast([text], add_special_tokens=False)[0])
             for text in probes
         )
+
+    def _know_special(self, added: list[str]) -> None:
+        self._special = tuple({*added, *map(_zeros, added)})
+        self._special_digits = tuple({_zeros(token) for token in added if _HAS_DIGIT.search(token)})
+        firsts = "".join(re.escape(token[0]) for token in self._special)
+        self._special_first = re.compile(f"[{firsts}]" if firsts else "(?!)")
 
     def _keeps_words_apart(self, vocabulary: list[str]) -> bool:
         if any(_CROSSING.search(entry) for entry in vocabulary):

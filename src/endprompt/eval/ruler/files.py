@@ -16,7 +16,7 @@ from endprompt.eval.ruler.counting import TokenCounter
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
 from endprompt.eval.ruler.generate import Cell
 from endprompt.eval.ruler.tasks import TASKS, Task, find_task, texts_of
-from endprompt.record import provenance, sha256_file, write_json, writing
+from endprompt.record import sha256_file, write_json, writing
 
 Advance = Callable[[int], None]
 """Told the tokens of prompts (their target length) that have been written since the last call."""
@@ -24,7 +24,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What all files of one run share."""
+    """What all files of one run share; `labels` goes into every record."""
 
     num_samples: int
     seed: int
@@ -167,7 +167,6 @@ def _write_one(job: Job, order: Order, advance: Advance) -> dict[str, Any]:
         "sources": sources,
         "note": note(task, sources),
         "sha256": sha256_file(job.path),
-        **provenance(),
     }
     write_json(record_of(job.path), record)
     return record
