@@ -22,7 +22,7 @@ LAYERS = (
     {"train", "eval", "export", "plan", "methods"},
     {"lab", "report"},
     {"jobs"},
-    {"extend"},
+    {"extension"},
     {"cli"},
 )
 """A module imports from its own layer's package and from earlier layers only."""

@@ -83,9 +83,9 @@ def register(app: typer.Typer) -> None:
         from endprompt.train.quiet import quiet
 
         quiet()
-        from endprompt import extend as steps
+        from endprompt import extension
 
-        request = steps.Request(
+        request = extension.Request(
             model=model,
             target=target,
             text=text,
@@ -98,7 +98,7 @@ def register(app: typer.Typer) -> None:
             command=shlex.join(["endprompt", *sys.argv[1:]]),
         )
         with Screen() as screen:
-            run = steps.extend(request, say=screen.say, watch=screen.watch, show=screen.plan)
+            run = extension.run(request, say=screen.say, watch=screen.watch, show=screen.plan)
         _show(run, out)
 
 

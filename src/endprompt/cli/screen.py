@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from endprompt.quantities import short
 
 if TYPE_CHECKING:
-    from endprompt.extend import Plan
+    from endprompt.extension import Plan
     from endprompt.jobs import Job
 
 QUARTERS = 4

@@ -128,15 +128,15 @@ def extend(
             watch=watch,
             lock=lock,
         )
-        run = gather(request, plan)
-        run["timings"] = _timings(request.out, seconds, time.time() - began)
+        found = gather(request, plan)
+        found["timings"] = _timings(request.out, seconds, time.time() - began)
         from endprompt.report.page import write
         from endprompt.report.verdict import verdict
 
-        run["verdict"] = verdict(run)
-        record.write_json(request.out / "run.json", run)
-        write({request.out.name: run}, request.out / "report.html")
-    return run
+        found["verdict"] = verdict(found)
+        record.write_json(request.out / "run.json", found)
+        write({request.out.name: found}, request.out / "report.html")
+    return found
 
 
 def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Plan:
@@ -188,7 +188,7 @@ def default_lengths(window: int, target: int) -> list[int]:
 
 def gather(request: Request, plan: Plan) -> dict[str, Any]:
     """Everything that the jobs left, in the shape of `run.json`."""
-    run: dict[str, Any] = {
+    found: dict[str, Any] = {
         **record.provenance(),
         "kind": "extend",
         "command": request.command,
@@ -202,12 +202,12 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
         "position_check": plan.checks,
         "arms": [_arm_record(request.out, arm) for arm in plan.arms],
     }
-    run["example_row"] = _example_row(request, plan)
-    run["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
+    found["example_row"] = _example_row(request, plan)
+    found["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
         if arm.name == plan.recipe.name:
-            run["checkpoint"] = str(request.out / "arms" / arm.name / "model")
-    return run
+            found["checkpoint"] = str(request.out / "arms" / arm.name / "model")
+    return found
 
 
 def _arm_record(out: Path, arm: Arm) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import save_tiny
-from endprompt import extend, recipe
+from endprompt import extension, recipe
 from endprompt.record import sha256_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -227,18 +227,18 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     from endprompt.errors import OutputError
 
     with (
-        extend._alone_in(tmp_path),
+        extension._alone_in(tmp_path),
         pytest.raises(OutputError, match="another process is writing"),
-        extend._alone_in(tmp_path),
+        extension._alone_in(tmp_path),
     ):
         pass
-    with extend._alone_in(tmp_path):
+    with extension._alone_in(tmp_path):
         pass
 
 
 def test_controls_hold_tokens_and_content_equal() -> None:
     method = recipe.load("recall-pose").resolve(window=8192, target=16384, gpu=False)
-    base, untrained, trained, short, bare = extend.arms_of(method, controls=True)
+    base, untrained, trained, short, bare = extension.arms_of(method, controls=True)
     assert not base.trained
     assert base.recipe.rope.scaling == "none"
     assert not untrained.trained
@@ -254,13 +254,13 @@ def test_controls_hold_tokens_and_content_equal() -> None:
 
 
 def test_default_lengths_end_at_the_target() -> None:
-    assert extend.default_lengths(8192, 16384) == [4096, 8192, 12288, 16384]
-    assert extend.default_lengths(8192, 65536)[-1] == 65536
+    assert extension.default_lengths(8192, 16384) == [4096, 8192, 12288, 16384]
+    assert extension.default_lengths(8192, 65536)[-1] == 65536
 
 
 def test_a_summary_has_an_interval_from_five_values_on() -> None:
-    assert "low" not in extend.summary([1.0, 2.0])
-    found = extend.summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert "low" not in extension.summary([1.0, 2.0])
+    found = extension.summary([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["mean"] == 3.0
     assert 1.0 <= found["low"] < 3.0 < found["high"] <= 5.0
 
