@@ -102,8 +102,50 @@ def arms_of(recipe: Recipe, controls: bool) -> list[Arm]:
 
 
 def extend(
+    model: str | None = None,
+    *,
+    to: int | str,
+    out: str | Path,
+    text: list[str] | str | None = None,
+    method: str | Path = "recall-pose",
+    scaling: str | None = None,
+    settings: dict[str, Any] | None = None,
+    controls: bool = False,
+) -> dict[str, Any]:
+    """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
+
+    model     checkpoint folder, GGUF file or hub name; None: the embedded model
+    to        target window in tokens, as 65536 or "64k"
+    out       folder of the run; one that was interrupted goes on
+    text      files, folders, globs or a hub data set; None: the embedded text
+    settings  dotted keys of the recipe, as {"training.tokens": 100_000}
+
+    Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
+    EndPromptError for everything that a user can cause.
+    """
+    from endprompt import quantities
+    from endprompt import recipe as recipes
+
+    overrides = dict(settings or {}) | ({"rope.scaling": scaling} if scaling else {})
+    request = Request(
+        model=model,
+        target=quantities.tokens(str(to)),
+        text=[text] if isinstance(text, str) else list(text or []),
+        recipe=recipes.load(method).replace(overrides),
+        out=Path(out),
+        controls=controls,
+        command="endprompt.extend(...)",
+    )
+    return run(request, say=_unheard, watch=_unheard, show=_unheard)
+
+
+def _unheard(*_: Any) -> None:
+    """Nobody looks on."""
+
+
+def run(
     request: Request, *, say: Say, watch: jobs.Watcher, show: Callable[[Plan], None]
-) -> dict:
+) -> dict[str, Any]:
     """Do all of it and return what `run.json` holds.
 
     say    told what is going on, a line at a time
