@@ -33,5 +33,8 @@ check-browser: setup
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
+lab: setup
+	$(BIN)/endprompt lab --out runs/lab
+
 clean:
 	rm -rf .venv runs dist site

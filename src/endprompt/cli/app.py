@@ -30,6 +30,7 @@ VERBS: tuple[str, ...] = (
     "evaluate",
     "report",
     "inspect",
+    "lab",
 )
 """Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
 

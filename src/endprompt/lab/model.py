@@ -3,7 +3,7 @@
 How a base comes to retrieve is no discovery of its own, and every result says so. From a plain
 initialisation retrieval did not appear within two minutes; so the first layer starts with heads
 that look one and two tokens back, the second with a noisy head that matches keys, and texts grow
-from a quarter of the window to the whole of it, pairs first and then every kind of statement.
+from a quarter of the window to the whole of it, half of them with questions at their end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endprompt import record
-from endprompt.lab.language import BOS, END, KINDS, VOCABULARY, Kind, document
+from endprompt.lab.language import BOS, END, VOCABULARY, Ints, Kind, document, examination
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WARM_START = (
     "warm start: the first layer begins with heads that look one and two tokens back, the second "
     "with a noisy head that matches keys; texts grow from a quarter of the window to all of it, "
-    "pairs alone first"
+    "and half of them end in questions"
 )
 
 
@@ -44,11 +44,11 @@ class Base:
     width: int = 128
     heads: int = 2
     mlp: int = 64
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[Kind, ...] = ("single", "multikey")
     steps: int = 1000
     tokens_per_step: int = 1024
-    learning_rate: float = 1.5e-3
-    pairs_alone: float = 0.4
+    learning_rate: float = 2e-3
+    pairs_alone: float = 0.3
 
 
 def build(base: Base, seed: int) -> Any:
@@ -131,11 +131,7 @@ def train(base: Base, seed: int, folder: Path) -> None:
     curve = []
     for step in range(base.steps):
         done = step / base.steps
-        length, kinds = _lesson(base, done)
-        rows = max(1, base.tokens_per_step // length)
-        ids_BT = torch.from_numpy(
-            np.stack([document(length, (3, seed, step, row), kinds) for row in range(rows)])
-        )
+        ids_BT = torch.from_numpy(np.stack(_lesson(base, seed, step)))
         for group in optimizer.param_groups:
             group["lr"] = base.learning_rate * min(1, (step + 1) / 30, (1 - done) / 0.4)
         loss = model(input_ids=ids_BT, labels=ids_BT).loss
@@ -161,12 +157,26 @@ def train(base: Base, seed: int, folder: Path) -> None:
     )
 
 
-def _lesson(base: Base, done: float) -> tuple[int, tuple[Kind, ...]]:
-    """Length of a text and kinds of statement at a part of the training."""
-    if done >= base.pairs_alone:
-        return base.window, base.kinds
-    part = 0.25 + 0.75 * min(1.0, int(5 * done / base.pairs_alone) / 4)
-    return int(part * base.window), ("single",)
+def _lesson(base: Base, seed: int, step: int) -> list[Ints]:
+    """Texts of one step: pairs in growing texts, then every kind in texts of the whole window.
+
+    Every other text of the window ends in questions, so that all distances inside it are learnt.
+    """
+    done = step / base.steps
+    if done < base.pairs_alone:
+        part = 0.25 + 0.75 * int(4 * done / base.pairs_alone) / 4
+        length, kinds = int(part * base.window), base.kinds[:1]
+        rows = range(max(1, base.tokens_per_step // length))
+        return [document(length, (3, seed, step, row), kinds) for row in rows]
+    texts = []
+    for row in range(max(1, base.tokens_per_step // base.window)):
+        here = (3, seed, step, row)
+        if row % 2:
+            kind = base.kinds[(step + row // 2) % len(base.kinds)]
+            texts.append(examination(kind, base.window, here, base.kinds).tokens_T)
+        else:
+            texts.append(document(base.window, here, base.kinds))
+    return texts
 
 
 def folder_of(base: Base, seed: int, cache: Path) -> Path:

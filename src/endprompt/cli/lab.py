@@ -1,0 +1,128 @@
+"""`endprompt lab`: every method against every control, on small models, on a laptop."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `lab`."""
+
+    @app.command()
+    def lab(
+        arms: str = typer.Option(
+            "",
+            "--arms",
+            help="Methods by name, mixtures (pose+recall) and YAML files of your own, with commas "
+            "between; the standard set without it. Untrained bases are always there.",
+        ),
+        scaling: str = typer.Option("pi,yarn", "--scaling", help="RoPE scalings, with commas."),
+        seeds: int = typer.Option(5, "--seeds", min=1, help="Number of bases."),
+        factor: str = typer.Option(
+            "8", "--factor", help="How many times the window; several with commas."
+        ),
+        budget: str = typer.Option(
+            "", "--budget", help="Begin no further arm after this time: 30m, 2h, 90s."
+        ),
+        out: Path = typer.Option(Path("runs/lab"), "--out", help="Folder of results; goes on."),
+        workers: int = typer.Option(
+            0, "--workers", help="Processes at once; 0: one a core. Results don't depend on it."
+        ),
+        quick: bool = typer.Option(
+            False, "--quick", help="One base, four arms, one scaling: minutes, and no interval."
+        ),
+    ) -> None:
+        """Try methods on small models that are trained from scratch, with controls and intervals.
+
+        Bases learn a made-up language inside a window of 128 tokens (kept for the next time),
+        every arm extends every base on as many tokens, and all of them answer the same
+        questions. OUT/lab.html says in words which differences hold; tables are beside it as
+        CSV and Markdown. Given again, the command goes on with what is missing.
+
+        Examples:
+
+            endprompt lab --quick
+
+            endprompt lab --arms short,pose,my-recipe.yaml --scaling pi --seeds 3 --budget 30m
+        """
+        import os
+
+        from rich.console import Console
+
+        from endprompt import embedded
+        from endprompt.errors import RecipeError, nearest
+        from endprompt.lab import arms as lab_arms
+        from endprompt.lab.study import FIRST_SEED, State, Study, run
+        from endprompt.report import lab as lab_page
+
+        named = _words(arms) or list(lab_arms.QUICK if quick else lab_arms.STANDARD)
+        scalings = _words(scaling)
+        if quick:
+            scalings, seeds = scalings[:1], 1
+        for word in scalings:
+            if word not in lab_arms.SCALINGS:
+                raise RecipeError(
+                    f"unknown scaling {word!r}{nearest(word, lab_arms.SCALINGS)}: "
+                    f"one of {', '.join(lab_arms.SCALINGS)}"
+                )
+        study = Study(
+            recipes=tuple(lab_arms.load(name) for name in named),
+            scalings=tuple(scalings),
+            factors=tuple(_factor(word) for word in _words(factor)),
+            seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+        )
+        console = Console()
+
+        def tell(state: State) -> None:
+            left = ""
+            if state.seconds_left is not None and state.done < state.total:
+                left = f", about {state.seconds_left / 60:.1f} min left"
+            console.print(
+                f"[{state.done}/{state.total}] {state.what}{left}", markup=False, highlight=False
+            )
+
+        results = run(
+            study,
+            out,
+            embedded.cache_folder() / "lab",
+            workers=workers or os.cpu_count() or 1,
+            budget_seconds=_seconds(budget) if budget else None,
+            progress=tell,
+        )
+        missing = sum(1 for _ in study.arms()) - len(results)
+        if results:
+            lab_page.write(results, out)
+            for group in lab_page.groups(results):
+                console.print(f"\n{group.scaling} by {group.factor}", markup=False)
+                for sentence in lab_page.sentences(group):
+                    console.print(f"- {sentence}", markup=False, highlight=False)
+            console.print(f"\n{out / 'lab.html'}", markup=False, highlight=False)
+        if missing:
+            console.print(
+                f"{missing} arms are not done: give the same command again to go on", markup=False
+            )
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _factor(text: str) -> int:
+    if not text.isdigit() or not 2 <= int(text) <= 64:
+        raise typer.BadParameter(f"{text!r} is no factor from 2 to 64")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """A time as people write it, in seconds.
+
+    >>> _seconds("30m"), _seconds("1.5h"), _seconds("90s")
+    (1800.0, 5400.0, 90.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip().lower())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
