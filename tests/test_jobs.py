@@ -82,6 +82,14 @@ def test_a_job_killed_for_memory_is_told_with_its_remedy(fake: Path) -> None:
         run(fake, job)
 
 
+def test_a_job_without_words_on_a_full_disk_is_told_so(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FULL_BYTES", 2**70)
+    with pytest.raises(OutputError, match=r"no space left on the disk \(job mute\): free some"):
+        run(fake, a_job(fake, "mute", "sys.exit(1)"))
+
+
 def test_a_crash_names_the_log(fake: Path) -> None:
     job = a_job(fake, "crash", "raise KeyError('weights')")
     with pytest.raises(EndPromptError, match=r"code 1 \(KeyError: 'weights'\); its log is .*crash"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from endprompt.recipe import Recipe
 
 WORKERS = 2
 """Jobs side by side on a CPU, each with its share of the cores."""
+CHECKPOINT_BYTES = 2 * 12
+"""Bytes a parameter of the two checkpoints that are kept: weights and AdamW's two moments."""
 ACTIVATION_FLOATS = 34
 """Floats kept for the backward pass, per token, layer and unit of hidden size."""
 
@@ -159,6 +162,7 @@ def run(
         began = time.time()
         plan = make_plan(request, say, watch, lock)
         show(plan)
+        _require_disk(request.out, plan)
         for arm in plan.arms:
             if not arm.trained:
                 _link(plan, arm, request)
@@ -494,6 +498,20 @@ def _costs(
             "evaluations": len(arms),
         },
     }
+
+
+def _require_disk(out: Path, plan: Plan) -> None:
+    """Refuse to start what the disk can't hold: a model an arm, and two checkpoints at a time."""
+    parameters = plan.model["parameters"]
+    waiting = sum(arm.trained and not (out / "arms" / arm.name / "model").exists()
+                  for arm in plan.arms)  # fmt: skip
+    needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, plan.at_once)
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise OutputError(
+            f"the disk of {out} has {free / 2**30:.3g} GiB free, and models and checkpoints need "
+            f"{needed / 2**30:.3g} GiB: free some, or choose another --out"
+        )
 
 
 def _jobs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from endprompt import progress
 from endprompt.errors import EndPromptError, OutputError
 
 POLL_SECONDS = 0.3
+FULL_BYTES = 2**20
+"""A disk with less room than this is full."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ def _failure(job: Job, code: int, log: Path) -> EndPromptError:
     told = [line.removeprefix("endprompt: ") for line in lines if line.startswith("endprompt: ")]
     if told:
         return JobError(told[-1])
+    if shutil.disk_usage(log.parent).free < FULL_BYTES:  # its last words found no room either
+        return OutputError(
+            f"no space left on the disk ({job.label}): free some on the disk of "
+            f"{log.parent.parent} and run again to go on"
+        )
     if code == -signal.SIGKILL:
         return OutputError(
             f"{job.label} was killed by the system, most often for memory: run again to go on, "
