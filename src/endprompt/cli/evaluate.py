@@ -12,6 +12,10 @@ import typer
 EVALUATIONS: tuple[str, ...] = (
     "eval_window",
     "eval_ruler",
+    "eval_longbench",
+    "eval_perplexity",
+    "eval_needle",
+    "eval_run",
 )
 """Modules of this package; each has `register(data_app, score_app, eval_app)`."""
 

@@ -164,7 +164,10 @@ def run_tasks(
 
     folders: list[str | Path] = [tasks_path(), *([include] if include else [])]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=folders, metadata=metadata)
+    # lm-eval's own thousands of tasks take seconds to index: only where one of them is asked for.
+    manager = TaskManager(include_path=folders, metadata=metadata, include_defaults=False)
+    if not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=folders, metadata=metadata)
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise EvaluationError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")

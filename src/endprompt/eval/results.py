@@ -103,7 +103,7 @@ def answer_all(
     score: Callable[[Question, str], dict[str, float]],
     *,
     workers: int = 1,
-    notes: Sequence[str] = (),
+    notes: Callable[[], Sequence[str]] = tuple,
     progress: Callable[[int], None] | None = None,
     survives: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Summary:
@@ -113,6 +113,7 @@ def answer_all(
     settings    what decides the results, JSON-able. Another run's folder is refused
     questions   taken as they are needed, so that long prompts are not all held at once
     workers     questions asked at the same time
+    notes       what a reader has to know; called when all questions have been taken
     survives    errors that make a sample failed; any other ends the run, which can be resumed
     progress    called with the number of samples done
 
@@ -171,7 +172,7 @@ def answer_all(
             raise
     samples = [sample for sample in done.values() if sample is not None]
     write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
-    summary = summarise(samples, settings, notes)
+    summary = summarise(samples, settings, notes())
     write_json(folder / SUMMARY, summary.model_dump(mode="json"))
     return summary
 

@@ -1,0 +1,81 @@
+"""`endprompt eval perplexity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
+    """Add `eval perplexity`."""
+    eval_app.command()(perplexity)
+
+
+def perplexity(
+    model: str = typer.Argument(..., help="Checkpoint folder, GGUF file or hub name."),
+    tokens: Path = typer.Option(
+        ...,
+        "--tokens",
+        help="Token ids: .npy, or raw uint16 (uint32 where the vocabulary exceeds 65536).",
+    ),
+    window: str = typer.Option(..., "--window", help="W, tokens; or several: 4k,8k,16k."),
+    stride: str = typer.Option(
+        "", "--stride", help="S, tokens, at most W. Default: half the shortest window."
+    ),
+    definition: str = typer.Option(
+        "strided",
+        "--definition",
+        help="strided: each token once, with at least W-S tokens before it. "
+        "window-mean: the mean over overlapping windows of their mean loss, as LCEG and LongLoRA. "
+        "rolling: lm-eval's rolling log-likelihood (it has no stride).",
+    ),
+    out: Path | None = typer.Option(None, "--json", help="Write every value here."),
+    dtype: str = typer.Option("auto", help="auto (measured), float32, bfloat16 or float16."),
+    force: bool = typer.Option(False, "--force", help="Overwrite the file."),
+) -> None:
+    """Perplexity of a token file, in one of the three definitions that go by that name.
+
+    Prints nats per token, perplexity, bits per byte (of the text that the tokens stand for) and
+    the sum, for each window; the JSON also holds the loss by position in the window.
+
+    Example:
+
+        endprompt eval perplexity runs/demo/model --tokens pg19.bin --window 8192 --stride 256
+    """
+    from endprompt import quantities, record
+    from endprompt.cli import eval_screen as screen
+    from endprompt.errors import EvaluationError, nearest
+    from endprompt.eval import perplexity as measure
+
+    kind = next((known for known in measure.DEFINITIONS if known == definition), None)
+    if kind is None:
+        raise EvaluationError(
+            f"no definition {definition!r}{nearest(definition, measure.DEFINITIONS)}: "
+            f"one of {', '.join(measure.DEFINITIONS)}"
+        )
+    windows = quantities.lengths(window)
+    step = quantities.tokens(stride) if stride else max(windows[0] // 2, 1)
+    screen.must_be_free(out, force)
+    engine = screen.load(model, dtype)
+    with screen.bar("tokens") as progress:
+        result = measure.perplexity(
+            engine, tokens, windows=windows, stride=step, definition=kind, progress=progress
+        )
+    screen.table(
+        ["window", "windows", "tokens", "nats/token", "perplexity", "bits/byte", "sum, nats"],
+        (
+            [
+                row.window,
+                row.windows,
+                row.scored,
+                row.nats_per_token,
+                row.perplexity,
+                "-" if row.bits_per_byte is None else row.bits_per_byte,
+                row.nll_sum,
+            ]
+            for row in result.by_length
+        ),
+    )
+    if out is not None:
+        record.write_json(out, result.model_dump(mode="json"))

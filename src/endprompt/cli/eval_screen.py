@@ -1,0 +1,74 @@
+"""What the verbs under `eval` share: loading a model, showing progress and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from endprompt.eval.engine import Engine
+
+
+def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
+    """The model of a command, with libraries kept quiet."""
+    from endprompt.train.quiet import quiet
+
+    quiet()
+    from endprompt import embedded
+    from endprompt.eval.engine import Engine
+
+    engine = Engine.load(embedded.resolve(model), dtype=dtype, chunk=chunk)
+    engine.name = model
+    return engine
+
+
+def depths(text: str) -> list[float]:
+    """`10` means ten evenly spread depths; `0,0.5,1` means those. Raises BadParameter."""
+    try:
+        if "," not in text and "." not in text:
+            count = int(text)
+            if count > 0:
+                return [(n + 0.5) / count for n in range(count)]
+        return sorted(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: write a number of depths, or 0,0.5,1") from error
+
+
+def several(text: str) -> list[str]:
+    """Names with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def must_be_free(path: Path | None, force: bool) -> None:
+    """Raise OutputError when a file would be overwritten without --force."""
+    from endprompt.errors import OutputError
+
+    if path is not None and path.exists() and not force:
+        raise OutputError(f"{path} is there already: give --force to overwrite it")
+
+
+@contextmanager
+def bar(what: str, total: float = 1.0) -> Generator[Callable[[float], None]]:
+    """A progress bar on standard error with the time left; call it with the amount done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; floats with three decimals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = Table(*headers)
+    for row in rows:
+        found.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console().print(found)
