@@ -82,7 +82,7 @@ def endprompt() -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, "-m", "endprompt", *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=540,
             **options,
         )
 

@@ -18,6 +18,7 @@ from conftest import save_tiny
 from endprompt import extension, recipe
 from endprompt.record import sha256_file
 
+pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TARGET = 2048
 SMALL = (
