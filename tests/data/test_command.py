@@ -134,6 +134,19 @@ def test_show_knows_epochs_and_lengths(prepared: Path, capsys) -> None:
     assert "text too short" in capsys.readouterr().err
 
 
+def test_show_takes_the_tokens_of_a_row_from_the_recipe(
+    tmp_path: Path, prepared: Path, capsys
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    for tokens, expected in (("target", 128), ("100", 100)):
+        recipe.write_text(f"rows: {{tokens: {tokens}}}")
+        words = ["prepare", "show", str(prepared), "--recipe", str(recipe), "--target", "128"]
+        assert run(words) == 0
+        assert f"{expected} tokens, recipe mine, target 128" in capsys.readouterr().out
+    assert run(["prepare", "show", str(prepared), "--recipe", "short"]) == 1
+    assert "rows need documents of 1024 tokens" in capsys.readouterr().err
+
+
 def test_show_prints_no_control_characters(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
     source = tmp_path / "a.txt"
     source.write_text("\x1b[2Jfox\n" * 200)

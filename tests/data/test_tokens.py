@@ -227,3 +227,10 @@ def test_a_broken_part_is_an_error_or_is_read_safely(tmp_path, data) -> None:
 def test_a_missing_part_is_an_error(tmp_path) -> None:
     with pytest.raises(DataError, match=r"part .*none\.arrow is broken"):
         parts.read(tmp_path / "none.arrow")
+
+
+def test_a_part_of_other_ids_is_an_error(tmp_path) -> None:
+    path = tmp_path / "part.arrow"
+    parts.write(path, [np.array([1, 2])], ["a"], np.dtype(np.int64))
+    with pytest.raises(DataError, match="is broken"):
+        parts.read(path)

@@ -40,7 +40,7 @@ from endprompt.data.tokens import encode_documents
 from endprompt.errors import DataError, OutputError, TextError
 from endprompt.record import sha256_file, write_json, writing
 
-PART_TOKENS = 2**25
+PART_TOKENS = 2**24
 BATCH_DOCUMENTS = 4096
 TRAIN, HOLDOUT = "train", "holdout"
 
