@@ -129,7 +129,7 @@ def test_a_broken_file_is_named(tmp_path: Path, what: str, content: str, message
 
 
 def test_a_missing_file_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no file .*squad"):
+    with pytest.raises(EvaluationError, match=r"no file .*squad"):
         Data(squad=tmp_path / "squad.json")
 
 

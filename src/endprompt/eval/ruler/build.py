@@ -35,6 +35,9 @@ DEPTHS = np.round(np.linspace(0, 100, num=40)).astype(int).tolist()
 ZETA_2 = math.pi**2 / 6
 """The zeta distribution's constant at exponent 2, the published one."""
 
+ROOM_PER_WORD = 50
+"""Tokens of a prompt of `fwe` for each coded word of its vocabulary."""
+
 SHORT = 4096
 """Below this length the published generator takes smaller steps and other lists."""
 
@@ -305,7 +308,7 @@ class FrequentWordsBuilder:
         self._word_length = settings.word_length
         self._draw = random.Random(seed)
         self._wording = _named(wrap, templates().fwe)
-        self.vocabulary_size = room // 50
+        self.vocabulary_size = room // ROOM_PER_WORD
         self._orders = lru_cache(maxsize=8)(lambda count: _order(count, seed))
         self._seed = seed
         self.sources: list[Source] = []

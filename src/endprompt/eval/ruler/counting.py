@@ -203,11 +203,18 @@ class TokenCounter:
         if any(_CROSSING.search(entry) for entry in vocabulary):
             return False
         draw = random.Random(0)
-        for _ in range(CHECKS):
-            left, right = _scribble(draw).rstrip() or "x", _scribble(draw).lstrip() or "x"
-            if self.whole(f"{left} {right}") != self.whole(left) + self.after("a ", right):
-                return False
-        return True
+        pairs = [
+            (_scribble(draw).rstrip() or "x", _scribble(draw).lstrip() or "x")
+            for _ in range(CHECKS)
+        ]
+        both = self._all_whole([f"{left} {right}" for left, right in pairs])
+        lefts = self._all_whole([left for left, _ in pairs])
+        rights = self._all_whole([f"a {right}" for _, right in pairs])
+        alone = self.whole("a")
+        return all(
+            whole == left + right - alone
+            for whole, left, right in zip(both, lefts, rights, strict=True)
+        )
 
     def _keeps_runs_apart(self, entries: list[str]) -> bool:
         if not self.words_apart or any(_MIXED_RUNS.search(entry) for entry in entries):
@@ -225,14 +232,16 @@ class TokenCounter:
         if any(_MIXED_DIGITS.search(entry.lstrip(" ")) for entry in entries):
             return False
         draw = random.Random(1)
-        short = (str(number) for number in range(10_000))
-        texts = (_scribble(draw) for _ in range(CHECKS))
-        long = (str(draw.getrandbits(draw.randint(8, 60))) for _ in range(CHECKS))
-        return all(
-            self.whole(text) == self.whole(_zeros(text))
-            for group in (short, long, texts)
-            for text in group
-        )
+        texts = [str(number) for number in range(1000)]
+        texts += [str(draw.getrandbits(draw.randint(8, 60))) for _ in range(CHECKS)]
+        texts += [_scribble(draw) for _ in range(CHECKS)]
+        return self._all_whole(texts) == self._all_whole([_zeros(text) for text in texts])
+
+    def _all_whole(self, texts: list[str]) -> list[int]:
+        assert self._backend is not None
+        return [
+            len(found) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
 
 def _zeros(text: str) -> str:

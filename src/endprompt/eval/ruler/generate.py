@@ -14,6 +14,7 @@ from typing import Any
 
 from endprompt.errors import EvaluationError
 from endprompt.eval.ruler.build import (
+    ROOM_PER_WORD,
     Builder,
     CommonWordsBuilder,
     Draft,
@@ -269,8 +270,9 @@ class _Stepped:
 class _Frequent:
     """`fwe`: its size in words is searched upwards once, then lowered for each sample."""
 
+    RANKS = 4
     LEAST = 27
-    """Words below which the third of the frequent words does not occur."""
+    """Coded words, and words of the text, below which the third answer does not occur."""
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
@@ -281,8 +283,8 @@ class _Frequent:
 
     def drafts(self) -> Iterator[tuple[Draft, int]]:
         builder, room, step = self.builder, self._room, self._room // 32
-        if builder.vocabulary_size < 4:
-            raise self._cell.too_short(4 * 50 + self._cell.task.tokens_to_generate)
+        if builder.vocabulary_size < self.RANKS:
+            raise self._cell.too_short(self._shortest())
         vocabulary = builder.vocabulary()
         words = room // 6
         while self._tokens(words, vocabulary) < room:
@@ -292,12 +294,16 @@ class _Frequent:
             vocabulary = builder.vocabulary()
             size = words
             while (tokens := self._tokens(size, vocabulary)) > room:
-                size -= step
-                if size < self.LEAST:
-                    raise self._cell.too_short(
-                        self._tokens(self.LEAST, vocabulary) + self._cell.task.tokens_to_generate
-                    )
+                if size <= self.LEAST:
+                    raise self._cell.too_short(self._shortest())
+                size = max(size - step, self.LEAST)
             yield builder.build(size, vocabulary), tokens
+
+    def _shortest(self) -> int:
+        """Tokens that the longest of some prompts of the fewest words needs."""
+        self.builder.vocabulary_size = self.RANKS
+        room = max(self._tokens(self.LEAST, self.builder.vocabulary()) for _ in range(PATIENCE))
+        return max(room, self.RANKS * ROOM_PER_WORD) + self._cell.task.tokens_to_generate
 
     def _tokens(self, size: int, vocabulary: list[str]) -> int:
         return self._cell.counter.count(self.builder.build(size, vocabulary).text)
