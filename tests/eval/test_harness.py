@@ -93,6 +93,16 @@ def test_a_local_task_runs_and_gives_a_sample_a_document(ours, tmp_path):
     assert accuracy.samples == 6
     again, _cells = run_tasks(ours, ["local_choice"], include=tmp_path)
     assert again == samples
+
+
+def test_an_unknown_task_is_named(ours, monkeypatch):
+    from lm_eval import tasks
+
+    whole = tasks.TaskManager
+    # Without lm-eval's own tasks, whose index takes seconds.
+    monkeypatch.setattr(
+        tasks, "TaskManager", lambda **given: whole(**{**given, "include_defaults": False})
+    )
     with pytest.raises(EvaluationError, match="lm-eval has no task no_such_task"):
         run_tasks(ours, ["no_such_task"])
 
@@ -109,7 +119,7 @@ def test_ruler_s_tasks_are_found_by_their_folder(ours, tmp_path):
             "num_samples": 1,
         },
     )
-    assert [len(sample.references) for sample in samples] == [5, 5]
+    assert len(samples) == 2
     assert {cell.metric for cell in cells} == {"score", "2048"}
 
 
