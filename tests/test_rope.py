@@ -216,6 +216,13 @@ def test_models_that_cannot_be_scaled_are_refused_by_name(
         rope.read_base(config)
 
 
+def test_scaling_that_a_family_cannot_hold_is_refused() -> None:
+    with pytest.raises(RopeError, match=r"'phi3' takes no scaling 'yarn': set .* ntk or longrope"):
+        rope.check_scaling("phi3", "yarn")
+    rope.check_scaling("phi3", "longrope")
+    rope.check_scaling("llama", "yarn")
+
+
 def test_config_without_theta_is_refused() -> None:
     config = type("Config", (), {"model_type": "odd", "rope_parameters": {"rope_type": "default"}})
     with pytest.raises(RopeError, match="'odd' names no rope_theta"):

@@ -41,6 +41,9 @@ ROPE_TYPES = {
 }
 """Names of Transformers for the scaling rules that are types of its own."""
 
+ONLY = {"phi3": ("none", "ntk", "longrope"), "phi4_multimodal": ("none", "ntk", "longrope")}
+"""Model types whose config takes no other rule: a checkpoint with one would not load again."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -95,6 +98,16 @@ def read_base(config: Any) -> Base:
     return Base(
         float(theta), int(head_size * partial), int(config.max_position_embeddings), partial
     )
+
+
+def check_scaling(model_type: str, scaling: str) -> None:
+    """Raise RopeError for a rule that the model's family cannot hold, with those it can."""
+    allowed = ONLY.get(model_type, (scaling,))
+    if scaling not in allowed:
+        raise RopeError(
+            f"model type {model_type!r} takes no scaling {scaling!r}: set rope.scaling to "
+            f"{' or '.join(allowed[1:])}"
+        )
 
 
 def factor(window: int, target: int, relative: float = 1.0) -> float:

@@ -43,11 +43,14 @@ def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     """
     config = load_config(model)
     base = rope.read_base(config)
+    rope.check_scaling(config.model_type, recipe.rope.scaling)
     if recipe.rope.scaling == "none":
         return config
     settings = recipe.rope.model_dump(exclude={"scaling", "factor", "relative_factor"})
     s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.relative_factor)
     config.rope_parameters = rope.parameters(base, recipe.rope.scaling, s, **settings)
+    if hasattr(config, "original_max_position_embeddings"):  # Phi-3: goes before its parameters
+        config.original_max_position_embeddings = base.window
     if recipe.rope.scaling != "dynamic":  # which counts the length met from this number on
         config.max_position_embeddings = target
     return config
