@@ -110,7 +110,7 @@ def extend(
     to: int | str,
     out: str | Path,
     text: list[str] | str | None = None,
-    method: str | Path = "recall-pose",
+    method: str | Path = "recall-anchors",
     scaling: str | None = None,
     settings: dict[str, Any] | None = None,
     controls: bool = False,

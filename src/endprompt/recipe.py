@@ -269,7 +269,7 @@ class Recipe(Settings):
             )
         total = training.tokens
         if total == "auto":
-            total = 10**9 if gpu else 32 * 1024
+            total = 10**9 if gpu else 24 * 1024
         steps = max(1, round(total / step))
         save = max(1, steps // 4) if training.save_steps == "auto" else training.save_steps
         return self.model_copy(

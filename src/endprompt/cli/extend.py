@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
             "Bible out of a package.",
         ),
         method: str = typer.Option(
-            "recall-pose", "--method", help="A method's name or the path of a YAML recipe."
+            "recall-anchors", "--method", help="A method's name or the path of a YAML recipe."
         ),
         scaling: str | None = typer.Option(
             None, "--scaling", help="pi, ntk, yarn, ... in place of the method's own."
