@@ -80,6 +80,7 @@ class TokenDocuments:
     ) -> TokenDocuments:
         """Map what `endprompt prepare` wrote.
 
+        folder     a path, or a URL that is fetched once (see `remote.local`)
         split      "train" or "holdout"
         tokenizer  what the documents must have been made with; None: not checked
 
@@ -87,8 +88,9 @@ class TokenDocuments:
         to another tokenizer. Checksums are `endprompt prepare verify`'s task.
         """
         from endprompt.data.manifest import open_documents
+        from endprompt.data.remote import local
 
-        return open_documents(Path(folder), split, tokenizer)
+        return open_documents(local(folder), split, tokenizer)
 
     def __len__(self) -> int:
         return int(self._first[-1])
