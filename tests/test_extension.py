@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 TARGET = 2048
 SMALL = (
     "--to", TARGET, "--lengths", "1024,2048", "--needles", 2,
-    "--set", "rows.kinds.1.terminal.recall={quotes: 1}", "--set", "rows.tokens=128",
+    "--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=128",
     "--set", "training.tokens=5120", "--set", "training.save_steps=3",
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_killed_twice_and_started_again_ends_with_the_same_weights(
 ) -> None:
     out = tmp_path / "parts"
     words = ["extend", tiny, "--text", text, *SMALL, "--out", out]
-    told = out / "jobs" / "train-recall-pose.progress.json"
+    told = out / "jobs" / "train-recall-anchors.progress.json"
     for step in (4, 20):
         child = subprocess.Popen(
             [sys.executable, "-m", "endprompt", *map(str, words)],
@@ -99,9 +99,9 @@ def test_killed_twice_and_started_again_ends_with_the_same_weights(
         told.unlink(missing_ok=True)
     done = _until_free(endprompt, words)
     assert done.returncode == 0, done.stderr
-    weights = "arms/recall-pose/model/model.safetensors"
+    weights = "arms/recall-anchors/model/model.safetensors"
     assert sha256_file(out / weights) == sha256_file(whole / weights)
-    trained = json.loads((out / "arms/recall-pose/train.json").read_text())
+    trained = json.loads((out / "arms/recall-anchors/train.json").read_text())
     first, second = trained["resumed_at"]
     assert 3 <= first < second
     again = endprompt(*words)
@@ -238,7 +238,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
 
 
 def test_controls_hold_tokens_and_content_equal() -> None:
-    method = recipe.load("recall-pose").resolve(window=8192, target=16384, gpu=False)
+    method = recipe.load("recall-anchors").resolve(window=8192, target=16384, gpu=False)
     base, untrained, trained, short, bare = extension.arms_of(method, controls=True)
     assert not base.trained
     assert base.recipe.rope.scaling == "none"
