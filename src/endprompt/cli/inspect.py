@@ -1,0 +1,357 @@
+"""`endprompt inspect`: distances that recipes train, and what a model's heads do with distance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from endprompt.report.tables import Table
+
+SHADES = " ░▒▓█"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `inspect`."""
+
+    @app.command()
+    def inspect(
+        what: list[str] = typer.Argument(
+            None,
+            metavar="[RECIPE|MODEL]...",
+            help="Recipes by name or YAML file; models by folder. Default: endprompt, pose, short.",
+        ),
+        to: str = typer.Option("64k", "--to", metavar="TOKENS", help="Target window."),
+        window: str = typer.Option(
+            "8k", "--window", metavar="TOKENS", help="Old window; a model knows its own."
+        ),
+        row_tokens: str | None = typer.Option(
+            None, "--row-tokens", metavar="TOKENS", help="Tokens of a row. Default: the window."
+        ),
+        rows: int = typer.Option(64, "--rows", min=1, help="Rows to count distances on."),
+        text: Path | None = typer.Option(
+            None, "--text", help="A text file for the model to read. Default: the embedded text."
+        ),
+        tokens: int = typer.Option(
+            1024, "--tokens", min=64, help="Tokens of that text that a model reads."
+        ),
+        pairs: int = typer.Option(
+            8, "--pairs", min=1, help="Query-key pairs drawn for each head of a model."
+        ),
+        out: Path | None = typer.Option(
+            None, "--out", "-o", help="Folder for figures (SVG, PNG) and tables (CSV, Markdown)."
+        ),
+        force: bool = typer.Option(False, "--force", help="Overwrite what is in that folder."),
+    ) -> None:
+        """See which distances a recipe trains, and how a model's score changes with distance.
+
+        RECIPES are drawn side by side on a log axis: how many pairs of tokens a row has at each
+        distance, and which distances no row has. Counted on rows made as training makes them.
+
+        MODELS run on real text: for every head, how fast the attention score changes with
+        distance beside Bernstein's bound on it, with no scaling, PI, NTK and YaRN; how far the
+        two ends of the untrained gap determine what lies between; and the attention by distance.
+        Give a model before and after training to see what training did.
+
+        Examples:
+
+            endprompt inspect endprompt pose recall-pose --to 64k
+
+            endprompt inspect runs/demo/models/base --to 16k --out theory
+        """
+        from rich.console import Console
+
+        from endprompt import quantities
+        from endprompt.errors import OutputError
+
+        if out is not None and out.exists() and not force:
+            raise OutputError(f"{out} is there already: --force overwrites it")
+        console = Console()
+        target, old = quantities.tokens(to), quantities.tokens(window)
+        named = what or ["endprompt", "pose", "short"]
+        models = [one for one in named if (Path(one) / "config.json").is_file()]
+        recipes = [one for one in named if one not in models]
+        files: list[Table] = []
+        if recipes:
+            size = quantities.tokens(row_tokens) if row_tokens else None
+            files += _recipes(console, recipes, old, target, size, rows, out)
+        for model in models:
+            files += _model(console, model, target, text, tokens, pairs)
+        if out is not None:
+            from endprompt.record import write_text
+
+            for table in files:
+                write_text(out / f"{table.name}.csv", table.csv())
+                write_text(out / f"{table.name}.md", table.markdown())
+            console.print(f"{out}: {len(files)} tables as CSV and Markdown", markup=False)
+
+
+def _recipes(
+    console: Any,
+    names: list[str],
+    window: int,
+    target: int,
+    row_tokens: int | None,
+    count: int,
+    out: Path | None,
+) -> list[Table]:
+    from endprompt import recipe as recipes
+    from endprompt import theory
+    from endprompt.data import coverage
+    from endprompt.report.figures import coverage as draw
+    from endprompt.report.tables import Cell, Table
+
+    found = []
+    for name in names:
+        recipe = recipes.load(name)
+        if row_tokens is not None and recipe.rows.tokens != "target":
+            recipe = recipe.replace({"rows.tokens": row_tokens})
+        recipe = recipe.resolve(window=window, target=target, gpu=True)
+        sampled = coverage.sample_rows(recipe, target=target, count=count)
+        found.append(coverage.summary(name, recipe.name, sampled, target=target))
+    console.print(
+        f"Distances in 0 .. {target - 1:,}, counted on {count} rows; old window {window:,}.\n"
+        "Darker: more pairs at each distance; blank: no row has that distance.",
+        highlight=False,
+    )
+    columns = ("recipe", "distances trained", "longest", "pairs beyond the window", "first gap")
+    rows = []
+    for one in found:
+        beyond = sum(pairs for first, _, pairs in one["intervals"] if first >= window)
+        whole = sum(pairs for *_, pairs in one["intervals"])
+        rows.append(
+            (
+                Cell(one["name"]),
+                Cell(f"{one['distances'] / target:.1%}", value=one["distances"]),
+                Cell(f"{one['longest']:,}", value=one["longest"]),
+                Cell(f"{beyond / whole:.2%}" if whole else "0%", value=beyond),
+                Cell(_first_gap(one["intervals"], target)),
+            )
+        )
+    table = Table("coverage", "Distances that rows train", columns, tuple(rows))
+    width = max(len(one["name"]) for one in found)
+    edges = [0, *theory.octaves(target, parts=4), target]
+    console.print(f"{'':{width}}  {_axis(edges)}", highlight=False)
+    for one in found:
+        bar = _shaded(one["intervals"], edges)
+        console.print(f"{one['name']:{width}}  {bar}", markup=False, highlight=False)
+    console.print(_rich(table))
+    if out is not None:
+        drawing = draw(
+            {
+                "target": target,
+                "model": {"window_tokens": window},
+                "coverage": {"recipes": [one for one in found if one["intervals"]]},
+            }
+        )
+        if drawing is not None:
+            drawing.write(out)
+    return [table]
+
+
+def _first_gap(intervals: list[list[float]], target: int) -> str:
+    """The first stretch of distances that no row has."""
+    expected = 0
+    for first, last, _ in intervals:
+        if first > expected:
+            return f"{expected:,} to {int(first) - 1:,}"
+        expected = int(last) + 1
+    return "none" if expected >= target else f"{expected:,} to {target - 1:,}"
+
+
+def _axis(edges: list[int]) -> str:
+    from endprompt.report.figures import thousands
+
+    marks = [" "] * (len(edges) - 1)
+    place = 0
+    for at, edge in enumerate(edges[:-1]):
+        label = thousands(edge)
+        if at >= place and edge & (edge - 1) == 0 and at + len(label) <= len(marks):
+            marks[at : at + len(label)] = label
+            place = at + len(label) + 3
+    return "".join(marks)
+
+
+def _shaded(intervals: list[list[float]], edges: list[int]) -> str:
+    from itertools import pairwise
+    from math import log10
+
+    cells = []
+    for low, high in pairwise(edges):
+        pairs = sum(
+            n * (min(last, high - 1) - max(first, low) + 1) / (last - first + 1)
+            for first, last, n in intervals
+            if first < high and last >= low
+        )
+        density = pairs / (high - low)
+        shade = 0 if density == 0 else int(min(4, max(1, 2 + log10(density))))
+        cells.append(SHADES[shade])
+    return "".join(cells)
+
+
+def _model(
+    console: Any, path: str, target: int, text: Path | None, tokens: int, pairs: int
+) -> list[Table]:
+    import numpy as np
+
+    from endprompt import rope, theory
+    from endprompt.train import diagnostics
+    from endprompt.train import model as models
+    from endprompt.train.quiet import quiet
+
+    quiet()
+    config = models.load_config(path)
+    ids = _ids(path, text, tokens)
+    console.print(f"{path}: reading {len(ids):,} tokens", markup=False, highlight=False)
+    layers = diagnostics.record(models.load(path, config), ids)
+    name = Path(path).name
+    edges = [0, *theory.octaves(len(ids), parts=1), len(ids)]
+    far = diagnostics.reach(layers, np.arange(len(ids)), edges)
+    tables = [_reach_table(far, name), _far_heads(far, len(ids) // 2, name)]
+    console.print(_rich(tables[1]))
+    if config.rope_parameters.get("rope_type", "default") == "default":
+        base = rope.read_base(config)
+        # Rows as long as the window, with a short terminal: the paper's gap.
+        row = theory.anchored(base.window - 20, 20, target=target)
+        gap = row.gap or (base.window, target - base.window)
+        contents = [
+            diagnostics.unrotate(layer, np.arange(len(ids)), config.rope_parameters, base)
+            for layer in layers
+        ]
+        found = diagnostics.tightness(contents, base, target=target, gap=gap, pairs=pairs)
+        console.print(
+            f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
+        )
+        tables += [_by_scaling(found, base, target, name), _by_head(found, name)]
+        console.print(_rich(tables[2]))
+        console.print(_rich(tables[3], rows=12))
+    else:
+        console.print("the model is scaled already: give its base for the table of bounds")
+    return tables
+
+
+def _ids(path: str, text: Path | None, tokens: int) -> list[int]:
+    from endprompt import embedded
+    from endprompt.errors import TextError
+    from endprompt.train import model as models
+
+    file = text or min(embedded.text().glob("*.txt"))
+    try:
+        written = file.read_text(encoding="utf-8")[: 16 * tokens]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"cannot read {file} as text: {error}") from None
+    ids = models.load_tokenizer(path)(written, add_special_tokens=False)["input_ids"][:tokens]
+    if len(ids) < tokens:
+        raise TextError(f"{file} has {len(ids)} tokens and --tokens asks for {tokens}")
+    return ids
+
+
+def _reach_table(far: Any, name: str) -> Table:
+    from endprompt.report.tables import Cell, Table
+
+    heads = far.mass_LHE.mean(axis=1)
+    columns = ["layer", *(f"from {edge:,}" for edge in far.edges[:-1])]
+    rows = [
+        (
+            Cell(str(layer), value=layer),
+            *(Cell(f"{share:.4f}", value=float(share)) for share in shares),
+        )
+        for layer, shares in enumerate(heads)
+    ]
+    caption = "Share of attention by distance, mean over heads"
+    return Table(f"attention_{name}", caption, tuple(columns), tuple(rows))
+
+
+def _far_heads(far: Any, beyond: int, name: str) -> Table:
+    from endprompt.report.tables import Cell, Table
+
+    edge = next(edge for edge in far.edges if edge >= beyond)
+    rows = [
+        (Cell(f"{layer}"), Cell(f"{head}"), Cell(f"{share:.3f}", value=share))
+        for layer, head, share in far.far_heads(edge)
+    ]
+    caption = f"Heads that look farthest: share of attention from {edge:,} tokens on"
+    return Table(f"far_heads_{name}", caption, ("layer", "head", "share"), tuple(rows))
+
+
+def _by_scaling(found: list[Any], base: Any, target: int, name: str) -> Table:
+    from statistics import fmean, median
+
+    from endprompt import rope
+    from endprompt.report.tables import Cell, Table
+
+    rows = []
+    for scaling in dict.fromkeys(one.scaling for one in found):
+        mine = [one for one in found if one.scaling == scaling]
+        parameters = rope.parameters(base, scaling, rope.factor(base.window, target))
+        w, _ = rope.inverse_frequencies(parameters, base.rotary_size)
+        tight = [one.tightness for one in mine]
+        rows.append(
+            (
+                Cell(scaling),
+                Cell(f"{w.max():.4g}", value=float(w.max())),
+                _number(fmean(one.value for one in mine)),
+                _number(fmean(one.slope for one in mine)),
+                _number(fmean(one.bound for one in mine)),
+                Cell(f"{median(tight):.3f}", f"[{min(tight):.3f}, {max(tight):.3f}]"),
+                _number(median(one.curvature_tightness for one in mine)),
+                _number(median(one.finer for one in mine)),
+                Cell(f"{fmean(one.carried for one in mine):,.0f}"),
+            )
+        )
+    columns = (
+        "scaling", "W", "sup|S|", "sup|S'|", "bound", "tightness [range]", "of S''",
+        "sum a w / bound", "gap carried, tokens",
+    )  # fmt: skip
+    caption = "Smoothness of the score against Bernstein's bound, all heads"
+    return Table(f"smoothness_{name}", caption, columns, tuple(rows))
+
+
+def _by_head(found: list[Any], name: str) -> Table:
+    from endprompt.report.tables import Cell, Table
+
+    scalings = list(dict.fromkeys(one.scaling for one in found))
+    heads = list(dict.fromkeys((one.layer, one.head) for one in found))
+    by_place = {(one.layer, one.head, one.scaling): one for one in found}
+    plain = scalings[0]
+    heads.sort(key=lambda at: -by_place[(*at, plain)].tightness)
+    columns = ("layer", "head", "sup|S|", *(f"tightness, {scaling}" for scaling in scalings))
+    rows = []
+    for layer, head in heads:
+        mine = [by_place[(layer, head, scaling)] for scaling in scalings]
+        rows.append(
+            (
+                Cell(str(layer), value=layer),
+                Cell(str(head), value=head),
+                _number(mine[0].value),
+                *(_number(one.tightness) for one in mine),
+            )
+        )
+    caption = "Tightness by head, sup|S'| over Bernstein's bound, tightest first"
+    return Table(f"tightness_{name}", caption, columns, tuple(rows))
+
+
+def _number(value: float) -> Any:
+    from endprompt.report.tables import Cell
+
+    return Cell(f"{value:.3f}", value=value)
+
+
+def _rich(table: Table, rows: int | None = None) -> RichTable:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    shown = table.rows[:rows]
+    left = len(table.rows) - len(shown)
+    more = f"{left} more with --out" if left else None
+    made = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE, caption=more)
+    for column in table.columns:
+        made.add_column(escape(column), overflow="fold")
+    for row in shown:
+        made.add_row(*(escape(f"{cell.text} {cell.note}".strip()) for cell in row))
+    return made
