@@ -28,15 +28,20 @@ LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """RoPE types whose frequencies change with the length of the call, so that chunks would differ."""
 
 LOGIT_ROWS = 256
+SPARE = 512
 BATCH_TOKENS = 4096
 
 
 class _Buffered(DynamicLayer):
-    """A cache layer that writes into a buffer of doubling size instead of copying at each step."""
+    """A cache layer that writes into a buffer instead of copying itself at each step.
+
+    expected   tokens that it is about to hold: the buffer is made for them, and SPARE more
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.expected = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -55,7 +60,7 @@ class _Buffered(DynamicLayer):
         return self.keys, self.values
 
     def _grow(self, key: torch.Tensor, value: torch.Tensor, start: int, end: int) -> None:
-        room = max(256, end + end // 4)
+        room = max(self.expected, end) + SPARE
         grown = []
         for new, old in ((key, self.keys), (value, self.values)):
             buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
@@ -337,6 +342,9 @@ class Context:
         if scored > count:
             raise EvaluationError(f"{scored} tokens to score, but only {count} given")
         first = count - scored
+        for layer in self._cache.layers:
+            if isinstance(layer, _Buffered):
+                layer.expected = self.length + count
         nll: list[np.ndarray] = []
         right: list[np.ndarray] = []
         if scored and first == 0:
