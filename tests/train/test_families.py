@@ -123,6 +123,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_flex_attention_agrees_and_its_terminal_sees_the_prefix(family: str) -> None:
     model, _ = scaled(family, "yarn")

@@ -63,10 +63,15 @@ def register(app: typer.Typer) -> None:
             decoder, base_window, sizes = flops.read(config), rope.read_base(config).window, model
         target, chosen = quantities.tokens(to), names or recipes.names()
         short = quantities.tokens(row_tokens) if row_tokens else None
+        error = Console(stderr=True)
         lines = [
             line
             for name in track(
-                chosen, "counting distances", console=Console(stderr=True), transient=True
+                chosen,
+                "counting distances",
+                console=error,
+                transient=True,
+                disable=not error.is_terminal,
             )
             for line in listing.table(
                 [name],
