@@ -12,7 +12,7 @@ import string
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -104,7 +104,7 @@ class NeedleBuilder:
             question, prefix = _singular(question), _singular(prefix)
         self._wording = _named(wrap, Wording(question, prefix), type_needle_v=kind)
         self._new = {
-            "words": lambda: self._draw.choice(compounds()),
+            "words": partial(self._draw.choice, compounds()),
             "numbers": lambda: str(self._draw.randint(10**6, 10**7 - 1)),
             "uuids": lambda: str(uuid.UUID(int=self._draw.getrandbits(128), version=4)),
         }

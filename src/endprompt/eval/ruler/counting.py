@@ -26,6 +26,7 @@ _GAP = re.compile(r"(?<=\S) (?=\S)")
 _CROSSING = re.compile(r"\S ")
 _MIXED_DIGITS = re.compile(r"[0-9][^0-9]|[^0-9 ][0-9]")
 _HAS_DIGIT = re.compile(r"[0-9]")
+_COMPOSED = re.compile(r"[0-9-]")
 _RUNS = re.compile(r"[^0-9A-Za-z]*(?:[0-9]+|[A-Za-z]+)|[^0-9A-Za-z]+")
 _MIXED_RUNS = re.compile(r"[0-9][A-Za-z]|[A-Za-z][0-9]|[0-9A-Za-z][!-/:-@\[-`{-~]")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -76,9 +77,9 @@ class _Words(dict[str, int]):
         if not word or word != word.strip():
             raise _Unsure(word)
         self._counter.refuse_special(word)
-        if self._counter.runs_apart and word.isascii() and _HAS_DIGIT.search(word):
+        if self._counter.runs_apart and word.isascii() and _COMPOSED.search(word):
             head, *runs = _RUNS.findall(word)
-            if len(runs) > 2:
+            if len(runs) > 2 or (runs and "-" in word):
                 return self[head] + sum(map(self._runs.__getitem__, runs))
         if len(self) >= MEMO_LIMIT:
             self.clear()
@@ -116,7 +117,7 @@ class TokenCounter:
     space that follows a word, and random texts count as the sum of their halves.
     `digits_alike` says whether all digits count alike, so that numbers need no look-up each.
     `runs_apart` says whether letters, digits and marks within a word are kept apart as well, so
-    that identifiers (UUIDs) are counted by their runs.
+    that identifiers (UUIDs, red-fox) are counted by their runs.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -160,7 +161,13 @@ class TokenCounter:
             if not first or first != first.strip():
                 raise _Unsure(first)
             self.refuse_special(first)
-            return self.whole(first) + sum(map(self._words.__getitem__, words))
+            last = 0
+            if len(words) > 1 and not words[-1] and words[-2]:
+                if words[-2] != words[-2].strip():
+                    raise _Unsure(words[-2])
+                last = self._words.of_piece(f"{words[-2]} ")
+                del words[-2:]
+            return self.whole(first) + sum(map(self._words.__getitem__, words)) + last
         except _Unsure:
             first, *pieces = _GAP.split(text)
         self.refuse_special(first)
@@ -221,7 +228,11 @@ class TokenCounter:
             return False
         draw = random.Random(2)
         for _ in range(CHECKS):
-            word = "".join(draw.choices((*"0123456789abcdef-.:", ".\nOne"), k=draw.randint(3, 30)))
+            word = "".join(
+                draw.choices(
+                    (*"0123456789abcdef-.:", ".\nOne", "-vole", "quiet"), k=draw.randint(3, 30)
+                )
+            )
             head, *runs = _RUNS.findall(word)
             parts = self.after("a ", head) + sum(map(_Runs(self).__getitem__, runs))
             if self.after("a ", word) != parts:

@@ -50,15 +50,16 @@ class Compounds(Sequence[str]):
                 self._blocks.append(head)
         sizes = (len(self._nouns) if isinstance(b, str) else len(b) for b in self._blocks)
         self._ends = list(accumulate(sizes))
+        self._size = self._ends[-1] if self._ends else 0
 
     def _compounds(self, head: str) -> list[str]:
         return [head + noun for noun in self._nouns]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._size
 
     def __getitem__(self, index):  # type: ignore[override]
-        if not 0 <= index < len(self):
+        if not 0 <= index < self._size:
             raise IndexError(index)
         at = bisect_right(self._ends, index)
         within = index - (self._ends[at - 1] if at else 0)
