@@ -11,7 +11,7 @@ from endprompt import theory
 from endprompt.cues import FIXED
 from endprompt.data import coverage
 
-WINDOW, TARGET = 256, 1024
+WINDOW, TARGET = 1024, 4096
 
 
 def summary(name: str, count: int = 24) -> dict[str, Any]:

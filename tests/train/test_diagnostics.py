@@ -95,6 +95,16 @@ def test_mass_by_distance_sums_to_one_and_equals_the_models_attention() -> None:
         np.testing.assert_allclose(found.mass_LHE[layer, :, -1], expected, atol=1e-5)
 
 
+def test_tokens_left_out_are_in_no_bin() -> None:
+    layers = diagnostics.record(tiny_model("llama").eval(), IDS, POSITIONS)
+    edges = [0, 1, 10**6]
+    whole = diagnostics.reach(layers, POSITIONS, edges).mass_LHE
+    left = diagnostics.reach(layers, POSITIONS, edges, skip=2).mass_LHE
+    first = diagnostics.reach(layers, POSITIONS, edges, skip=len(IDS)).mass_LHE
+    assert (left[..., 1] < whole[..., 1]).all()
+    assert (first == 0).all()
+
+
 def test_far_heads_are_the_ones_with_most_mass_far_away() -> None:
     mass = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [1.0, 0.0]]])
     found = diagnostics.Reach((0, 100, 1000), mass, mass).far_heads(100, count=3)

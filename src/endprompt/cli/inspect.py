@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from endprompt.report.tables import Table
 
 SHADES = " ░▒▓█"
+SINK = 4
+"""First tokens that the tables of attention leave out: idle heads rest theirs there."""
 
 
 def register(app: typer.Typer) -> None:
@@ -139,7 +139,7 @@ def _recipes(
     for one in found:
         bar = _shaded(one["intervals"], edges)
         console.print(f"{one['name']:{width}}  {bar}", markup=False, highlight=False)
-    console.print(_rich(table))
+    _show(console, table)
     if out is not None:
         drawing = draw(
             {
@@ -210,9 +210,9 @@ def _model(
     layers = diagnostics.record(models.load(path, config), ids)
     name = Path(path).name
     edges = [0, *theory.octaves(len(ids), parts=1), len(ids)]
-    far = diagnostics.reach(layers, np.arange(len(ids)), edges)
+    far = diagnostics.reach(layers, np.arange(len(ids)), edges, skip=SINK)
     tables = [_reach_table(far, name), _far_heads(far, len(ids) // 2, name)]
-    console.print(_rich(tables[1]))
+    _show(console, tables[1])
     if config.rope_parameters.get("rope_type", "default") == "default":
         base = rope.read_base(config)
         # Rows as long as the window, with a short terminal: the paper's gap.
@@ -227,8 +227,8 @@ def _model(
             f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
         )
         tables += [_by_scaling(found, base, target, name), _by_head(found, name)]
-        console.print(_rich(tables[2]))
-        console.print(_rich(tables[3], rows=12))
+        _show(console, tables[2])
+        _show(console, tables[3], rows=12)
     else:
         console.print("the model is scaled already: give its base for the table of bounds")
     return tables
@@ -262,7 +262,7 @@ def _reach_table(far: Any, name: str) -> Table:
         )
         for layer, shares in enumerate(heads)
     ]
-    caption = "Share of attention by distance, mean over heads"
+    caption = f"Share of attention by distance, mean over heads, without the first {SINK} tokens"
     return Table(f"attention_{name}", caption, tuple(columns), tuple(rows))
 
 
@@ -274,7 +274,7 @@ def _far_heads(far: Any, beyond: int, name: str) -> Table:
         (Cell(f"{layer}"), Cell(f"{head}"), Cell(f"{share:.3f}", value=share))
         for layer, head, share in far.far_heads(edge)
     ]
-    caption = f"Heads that look farthest: share of attention from {edge:,} tokens on"
+    caption = f"Heads that look farthest: share from {edge:,} tokens on, first {SINK} left out"
     return Table(f"far_heads_{name}", caption, ("layer", "head", "share"), tuple(rows))
 
 
@@ -297,17 +297,21 @@ def _by_scaling(found: list[Any], base: Any, target: int, name: str) -> Table:
                 _number(fmean(one.value for one in mine)),
                 _number(fmean(one.slope for one in mine)),
                 _number(fmean(one.bound for one in mine)),
-                Cell(f"{median(tight):.3f}", f"[{min(tight):.3f}, {max(tight):.3f}]"),
+                _number(median(tight)),
+                Cell(f"{min(tight):.3f} to {max(tight):.3f}"),
                 _number(median(one.curvature_tightness for one in mine)),
                 _number(median(one.finer for one in mine)),
                 Cell(f"{fmean(one.carried for one in mine):,.0f}"),
             )
         )
     columns = (
-        "scaling", "W", "sup|S|", "sup|S'|", "bound", "tightness [range]", "of S''",
-        "sum a w / bound", "gap carried, tokens",
+        "scaling", "W", "|S|", "|S'|", "bound", "tight", "range", "tight''", "finer", "carried",
     )  # fmt: skip
-    caption = "Smoothness of the score against Bernstein's bound, all heads"
+    caption = (
+        "Largest |S|, |S'| in logits and Bernstein's bound on |S'|; tight: |S'| over bound, "
+        "tight'': the same for S''; finer: sum a w over bound; carried: distances of the gap "
+        "that its two ends say anything of"
+    )
     return Table(f"smoothness_{name}", caption, columns, tuple(rows))
 
 
@@ -319,7 +323,7 @@ def _by_head(found: list[Any], name: str) -> Table:
     by_place = {(one.layer, one.head, one.scaling): one for one in found}
     plain = scalings[0]
     heads.sort(key=lambda at: -by_place[(*at, plain)].tightness)
-    columns = ("layer", "head", "sup|S|", *(f"tightness, {scaling}" for scaling in scalings))
+    columns = ("layer", "head", "sup|S|", *scalings)
     rows = []
     for layer, head in heads:
         mine = [by_place[(layer, head, scaling)] for scaling in scalings]
@@ -341,17 +345,19 @@ def _number(value: float) -> Any:
     return Cell(f"{value:.3f}", value=value)
 
 
-def _rich(table: Table, rows: int | None = None) -> RichTable:
+def _show(console: Any, table: Table, rows: int | None = None) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
 
     shown = table.rows[:rows]
     left = len(table.rows) - len(shown)
-    more = f"{left} more with --out" if left else None
-    made = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE, caption=more)
+    made = RichTable(box=box.SIMPLE)
     for column in table.columns:
         made.add_column(escape(column), overflow="fold")
     for row in shown:
         made.add_row(*(escape(f"{cell.text} {cell.note}".strip()) for cell in row))
-    return made
+    console.print(f"\n{table.caption}", markup=False, highlight=False)
+    console.print(made)
+    if left:
+        console.print(f"{left} more with --out", highlight=False)

@@ -224,7 +224,8 @@ class Reach:
     edges: tuple[int, ...]
     """Bin e holds distances edges[e] .. edges[e+1]-1."""
     mass_LHE: Floats
-    """Share of attention that falls into each bin; the bins of a head sum to 1."""
+    """Share of attention that falls into each bin; the bins of a head sum to 1, less what goes
+    to tokens that were left out."""
     score_LHE: Floats
     """Mean logit of the pairs in each bin; NaN where there are none."""
 
@@ -237,16 +238,23 @@ class Reach:
 
 
 def reach(
-    layers: Sequence[Layer], positions_T: Any, edges: Sequence[int], *, queries: int = 64
+    layers: Sequence[Layer],
+    positions_T: Any,
+    edges: Sequence[int],
+    *,
+    queries: int = 64,
+    skip: int = 0,
 ) -> Reach:
     """Attention score and mass by distance, for the last `queries` tokens of a recorded row.
 
     edges  rising distances, the first 0, the last above the longest distance
+    skip   first tokens that are in no bin: idle heads rest their attention there, however far
     """
     positions = np.asarray(positions_T)
     last = np.arange(len(positions))[-queries:]
     distance_QT = positions[last, None] - positions[None]
     causal_QT = np.arange(len(positions))[None] <= last[:, None]
+    counted_QT = causal_QT & (np.arange(len(positions)) >= skip)
     bin_QT = np.searchsorted(edges, distance_QT, side="right") - 1
     E, mass, mean = len(edges) - 1, [], []
     for layer in layers:
@@ -254,7 +262,7 @@ def reach(
         logits[:, ~causal_QT] = -np.inf
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
-        inside = [(bin_QT == e) & causal_QT for e in range(E)]
+        inside = [(bin_QT == e) & counted_QT for e in range(E)]
         mass.append([weights[:, one].sum(axis=-1) / len(last) for one in inside])
         mean.append(
             [
