@@ -23,9 +23,10 @@ STANDARD = (
     "recall",
     "recall-stratified",
     "recall-pose",
+    "recall-anchors",
     "full",
 )
-QUICK = ("short", "endprompt", "pose", "recall-pose")
+QUICK = ("short", "endprompt", "pose", "recall-anchors")
 SCALINGS = ("pi", "yarn")
 UNSCALED = "none"
 SHRINK = 4
@@ -42,8 +43,8 @@ class Regime:
 
     base: Base = field(default_factory=Base)
     tokens_per_step: int = 1024
-    steps: int = 150
-    learning_rate: dict[str, float] = field(default_factory=lambda: {"pi": 1.5e-3, "yarn": 5e-4})
+    steps: int = 300
+    learning_rate: dict[str, float] = field(default_factory=lambda: {"pi": 3e-3, "yarn": 5e-4})
     beta_fast: float = 8.0
     beta_slow: float = 1.0
     examinations: int = 16

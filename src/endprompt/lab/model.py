@@ -45,10 +45,10 @@ class Base:
     heads: int = 2
     mlp: int = 64
     kinds: tuple[Kind, ...] = ("single", "multikey")
-    steps: int = 1000
+    steps: int = 1300
     tokens_per_step: int = 1024
     learning_rate: float = 2e-3
-    pairs_alone: float = 0.3
+    pairs_alone: float = 0.25
 
 
 def build(base: Base, seed: int) -> Any:

@@ -71,7 +71,9 @@ class Study:
             {
                 "base": asdict(self.regime.base),
                 "questions": asdict(self.regime.questions(arm.factor)),
-                "recipe": arm.recipe.model_dump(mode="json"),
+                "recipe": arm.recipe.model_dump(
+                    mode="json", exclude_defaults=True, exclude={"summary", "source", "departs"}
+                ),
                 "arm": [arm.scaling, arm.factor, arm.seed],
             }
         )
