@@ -17,7 +17,7 @@ from endprompt.data.rows import PREFIX, TERMINAL, RowSource, collate
 from endprompt.errors import PositionError, TextError
 from endprompt.recipe import Kind, Prefix, Rows, Terminal
 
-TOKENS, TARGET = 1024, 8192
+TOKENS, TARGET = 2048, 8192
 TRAINED = [name for name in recipes.names() if recipes.load(name).trained]
 
 

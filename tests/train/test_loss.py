@@ -94,3 +94,24 @@ def test_the_head_makes_logits_again_afterwards() -> None:
     loss.weighted_loss(model, batch)
     torch.testing.assert_close(reference(model, batch), before)
     assert model.config.final_logit_softcapping == 30.0
+
+
+def test_a_mask_of_documents_keeps_packed_ones_apart() -> None:
+    """Loss of two packed documents equals that of each by itself."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    batch = a_batch(rows=1)
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    batch["loss_weights"] = torch.ones_like(batch["loss_weights"])
+    batch["loss_weights"][0, 20] = 0
+    place = torch.arange(40) >= 20
+    same = place[:, None] == place[None, :]
+    batch["visible"] = (same & torch.ones(40, 40, dtype=torch.bool).tril())[None, None]
+    packed = loss.weighted_loss(model, batch).weighted.item()
+    del batch["visible"]
+    halves = [
+        {key: value[:, part] for key, value in batch.items()}
+        for part in (slice(0, 20), slice(20, 40))
+    ]
+    alone = sum(loss.weighted_loss(model, half).weighted.item() for half in halves)
+    assert packed == pytest.approx(alone, rel=1e-5)

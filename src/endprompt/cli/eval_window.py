@@ -13,7 +13,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
     @eval_app.command()
     def window(
         model: str = typer.Argument(..., help="Checkpoint folder or hub name."),
-        data: Path = typer.Option(..., "--data", help="Folder that `endprompt prepare` wrote."),
+        data: str = typer.Option(..., "--data", help="Folder or URL of `endprompt prepare`."),
         lengths: str = typer.Option(..., "--lengths", help="Lengths in tokens, as 4k,8k,16k."),
         documents: int = typer.Option(1, "--documents", help="Held-out texts to read."),
         needles: int = typer.Option(8, "--needles", help="Needles, and quotes, at each length."),

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
             ..., help="A method's name (`endprompt methods` lists them) or a YAML file."
         ),
         model: str = typer.Option(..., "--model", help="Checkpoint folder or hub name."),
-        data: Path = typer.Option(..., "--data", help="Folder that `endprompt prepare` wrote."),
+        data: str = typer.Option(..., "--data", help="Folder or URL of `endprompt prepare`."),
         to: str = typer.Option(..., "--to", metavar="TOKENS", help="Target window, as 64k."),
         out: Path = typer.Option(..., "--out", help="Folder of the run; resumes one in it."),
         settings: list[str] = typer.Option(

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from endprompt import record
+from endprompt.data import remote
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import TextError
 
@@ -51,6 +52,16 @@ class View:
     def lengths(self) -> np.ndarray:
         """int64[N], tokens of each piece."""
         return np.array([piece.stop - piece.start for piece in self.pieces], dtype=np.int64)
+
+    @property
+    def bos(self) -> int | None:
+        """Id that the documents begin with."""
+        return self.documents.bos
+
+    @property
+    def eos(self) -> int | None:
+        """Id that the documents end with."""
+        return self.documents.eos
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -115,8 +126,9 @@ def save(folder: Path, found: Split) -> None:
     record.write_json(folder / FILE, found.model_dump())
 
 
-def training_documents(folder: Path, tokenizer: Any = None) -> tuple[Any, str]:
-    """Documents of a prepared folder that training may read, and their fingerprint."""
+def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, str]:
+    """Documents of a prepared folder or URL that training may read, and their fingerprint."""
+    folder = remote.local(folder)
     documents = TokenDocuments.open(folder, tokenizer=tokenizer)
     if not (folder / FILE).is_file():
         return documents, documents.fingerprint
@@ -126,8 +138,9 @@ def training_documents(folder: Path, tokenizer: Any = None) -> tuple[Any, str]:
     )
 
 
-def held_out_texts(folder: Path) -> list[np.ndarray]:
+def held_out_texts(folder: str | Path) -> list[np.ndarray]:
     """Texts of a prepared folder for the evaluation: int64[tokens] each, longest first."""
+    folder = remote.local(folder)
     if not (folder / FILE).is_file():
         documents = TokenDocuments.open(folder, split="holdout")
         order = np.argsort(-documents.lengths, kind="stable")

@@ -69,7 +69,7 @@ def hidden_states(
         hidden_BTH = model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
-            attention_mask=batch["attention_mask"],
+            attention_mask=batch.get("visible", batch["attention_mask"]),
             use_cache=False,
         ).logits
     return hidden_BTH, head, cap
