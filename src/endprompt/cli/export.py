@@ -1,0 +1,146 @@
+"""`endprompt export`: a checkpoint for the engines that serve it, and its check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from endprompt.export.verify import Check
+
+RUN = "run"
+
+
+class _RunOrVerb(TyperGroup):
+    """`export verify` is a command; any other first word is a run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args if known else [RUN, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return ("" if name == RUN else name), command, rest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb with its two commands."""
+    verb = typer.Typer(cls=_RunOrVerb)
+    verb.command(RUN, hidden=True)(export)
+    verb.command("verify")(verify)
+    app.add_typer(verb, name="export", help="Write a checkpoint that engines load with its window.")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="ENGINES",
+            help="transformers, vllm, sglang, llama.cpp, joined by commas: refuse when one of them "
+            "can't express the scaling. Default: whichever can.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of the weights: float32 (fp32), bf16, fp16.")
+    ] = "float32",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            metavar="TOKENS",
+            help="Length of the text that the check reads. Default: 1,024 past the old window.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder.")] = False,
+) -> None:
+    """Write a run's checkpoint for Transformers, vLLM, SGLang and llama.cpp.
+
+    Safetensors in shards of 5 GB with LoRA merged, the tokenizer with the new window, chat
+    template and generation config, a config.json that older readers understand, the base's
+    licence files, a model card, and what the model predicts inside and past its old window as
+    a reference. `endprompt export verify DIR` compares with it, wherever DIR was copied to.
+
+    Examples:
+
+        endprompt export runs/64k --out my-llama-64k --dtype bf16 --for vllm,sglang
+
+        endprompt export verify my-llama-64k
+
+        hf upload me/my-llama-64k my-llama-64k
+    """
+    from rich.console import Console
+
+    from endprompt import quantities
+    from endprompt.errors import RecipeError
+    from endprompt.export.engines import checked
+
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    chosen = names.get(dtype, dtype)
+    if chosen not in names.values():
+        raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
+    wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
+    length = quantities.tokens(tokens) if tokens else None
+    from endprompt.train.quiet import quiet
+
+    quiet()
+    from endprompt.export import checkpoint
+
+    console = Console()
+    with console.status("") as status:
+        done = checkpoint.export(
+            run, out, wanted=wanted, dtype=chosen, tokens=length, force=force, say=status.update
+        )
+    for each in done.served:
+        note = f"\n    {each.note}" if each.note else ""
+        line = f"cannot serve it: {each.obstacle}" if each.obstacle else each.command
+        console.print(f"{each.engine}:\n    {line}{note}", markup=False, highlight=False,
+                      soft_wrap=True)  # fmt: skip
+    console.print(f"\nmodel   {done.folder}\ncard    {done.folder / 'README.md'}\n"
+                  f"check   endprompt export verify {done.folder}",
+                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `endprompt export` wrote.")],
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="Ask a server in place, as http://127.0.0.1:8000/v1."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Under which the server knows the model. Default: DIR."),
+    ] = None,
+) -> None:
+    """Compare an exported checkpoint with the model as it was trained.
+
+    Loads DIR with Transformers as anybody would, or asks a server that runs it, and compares
+    log-probabilities of next tokens at lengths inside and past the old window. Beside each
+    difference stands the one that unscaled RoPE would make. Exit code 1 when a check fails.
+
+    Examples:
+
+        endprompt export verify my-llama-64k
+
+        endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1
+    """
+    from endprompt.train.quiet import quiet
+
+    quiet()
+    from endprompt.errors import EvaluationError
+    from endprompt.export import verify as checking
+
+    checks: list[Check] = (
+        checking.verify_server(folder, url, name or str(folder)) if url else checking.verify(folder)
+    )
+    for check in checks:
+        mark = "ok  " if check.passed else "FAIL"
+        typer.echo(f"{mark}  {check.name:<40} {check.detail}")
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        raise EvaluationError(f"{folder} is not the model that was trained: {'; '.join(failed)}")

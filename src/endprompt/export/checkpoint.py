@@ -1,0 +1,176 @@
+"""Write a run's checkpoint so that Transformers, vLLM, SGLang and llama.cpp see its window."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from endprompt import __version__, record, rope
+from endprompt.errors import DataError, OutputError, RopeError
+from endprompt.export import card, engines, reference
+from endprompt.recipe import Recipe, build
+from endprompt.train import model as models
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run: its checkpoint, and what it was made of.
+
+    record  what run.json holds; of `endprompt train`, what its two files say
+    """
+
+    model: Path
+    base: str
+    target: int
+    recipe: Recipe
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how each engine is given it."""
+
+    folder: Path
+    served: list[engines.Served]
+    reference: reference.Reference
+
+
+def find(run: Path) -> Source:
+    """The checkpoint of a run of `endprompt extend` or `endprompt train`.
+
+    Raises DataError when the folder holds no finished run.
+    """
+    folder = run.parent if run.name == "run.json" else run
+    if (folder / "run.json").is_file():
+        from endprompt.report.reading import read
+
+        found = read(folder)
+        missing = [key for key in ("checkpoint", "model", "recipe", "target") if key not in found]
+        if missing:
+            raise DataError(f"{folder}/run.json is of another kind: no {missing[0]} in it")
+        recipe = build(found["recipe"], f"the recipe of {folder}")
+        # the folder may have been moved since
+        inside = folder.joinpath(*Path(found["checkpoint"]).parts[-3:])
+        model = inside if inside.is_dir() else Path(found["checkpoint"])
+        return Source(model, found["model"]["path"], int(found["target"]), recipe, found)
+    if (folder / "train.json").is_file() and (folder / "claim.json").is_file():
+        trained = json.loads((folder / "train.json").read_text())
+        base = json.loads((folder / "claim.json").read_text())["model"]
+        found = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
+        found |= {"target": trained["target"], "tokens": trained["tokens"]}
+        recipe = build(trained["recipe"], f"the recipe of {folder}")
+        return Source(folder / "model", base, int(trained["target"]), recipe, found)
+    raise DataError(f"no finished run in {folder}: it has neither run.json nor train.json")
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    wanted: list[str] | None = None,
+    dtype: str = "float32",
+    tokens: int | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write the checkpoint of `run` to `out`, whole or not at all.
+
+    wanted  engines that have to be able to serve it; None: whichever can
+    dtype   of the weights written: float32, bfloat16, float16
+    tokens  length of the text by which the checkpoint can be checked; None: 1,024 past the window
+
+    Raises RopeError before anything is written when a wanted engine can't express the scaling,
+    OutputError for a folder that is there already.
+    """
+    source = find(run)
+    config = models.scaled_config(source.base, source.recipe, source.target)
+    base = models.load_config(source.base)
+    window = rope.read_base(base).window
+    names = engines.checked(list(wanted or engines.ENGINES))
+    values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
+    for name in names if wanted else ():
+        why_not = engines.obstacle(name, values)
+        if why_not:
+            raise RopeError(
+                f"{name} can't serve scaling {source.recipe.rope.scaling!r}: {why_not}; leave it "
+                f"out of --for, or train with another rope.scaling"
+            )
+    served = [engines.serve(name, values, source.target, out.name) for name in names]
+    lengths = reference.prompt_lengths(window, source.target, tokens)
+    if out.exists() and not force and any(out.iterdir() if out.is_dir() else [out]):
+        raise OutputError(f"{out} is there already: choose another --out, or give --force")
+
+    tokenizer = models.load_tokenizer(str(source.model))
+    say(f"reading {lengths[-1]:,} tokens with the model as trained, and with RoPE unscaled")
+    trained = models.load(str(source.model), config)
+    unscaled = models.load(str(source.model), base)
+    probe = reference.probe_tokens(tokenizer, lengths[-1])
+    places = reference.places(trained, unscaled, tokenizer, probe, lengths)
+    del unscaled
+
+    say(f"writing {out} in {dtype}")
+    import torch
+
+    trained = trained.to(getattr(torch, dtype))
+    staging = out.with_name(f".{out.name}.{os.getpid()}.partial-export")
+    try:
+        models.save(trained, tokenizer, staging, source.target)
+        max_positions = _complete(staging, window, dtype)
+        _carry_licence(source.base, staging)
+        template = getattr(tokenizer, "chat_template", None)
+        expected = reference.Reference(
+            endprompt=__version__,
+            window=window,
+            target=source.target,
+            dtype=dtype,
+            rope_parameters=config.rope_parameters,
+            max_position_embeddings=max_positions,
+            chat_template_sha256=sha256(template) if isinstance(template, str) else None,
+            tokens=probe,
+            places=places,
+        )
+        record.write_text(staging / reference.FILE, expected.model_dump_json() + "\n")
+        text = card.write(source.record, source.recipe, window, source.target, out.name, served)
+        record.write_text(staging / "README.md", text)
+        if force:
+            shutil.rmtree(out, ignore_errors=True)
+        elif out.is_dir():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise record.full_disk(error, out) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Exported(out, served, expected)
+
+
+def _complete(folder: Path, window: int, dtype: str) -> int:
+    """Add what older readers look for to config.json; returns its max_position_embeddings."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["torch_dtype"] = dtype
+    if config["rope_parameters"].get("rope_type") == "llama3":
+        # llama.cpp's converter reads it here, and takes 8192 where it is missing
+        config["original_max_position_embeddings"] = window
+    record.write_json(file, config)
+    return int(config["max_position_embeddings"])
+
+
+def _carry_licence(base: str, folder: Path) -> None:
+    if Path(base).is_dir():
+        for pattern in LICENCES:
+            for path in Path(base).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+
+
+def sha256(text: str) -> str:
+    """Hex digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

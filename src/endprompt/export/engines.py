@@ -1,0 +1,103 @@
+"""What each engine reads of a RoPE scaling, what it can't express, and how it is started.
+
+vLLM and SGLang turn `dynamic` at one fixed frequency where Transformers follows the length met,
+and multiply `max_position_embeddings` by the factor of `linear`. llama.cpp's converter writes
+type and factor of `linear` and `yarn`, nothing of `dynamic`, and LongRoPE's factors for few
+architectures only.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from endprompt.errors import RecipeError, nearest
+
+ENGINES = ("transformers", "vllm", "sglang", "llama.cpp")
+LONGROPE_IN_GGUF = frozenset({"phi3", "phimoe", "minicpm", "minicpm3"})
+SERVERS = frozenset({"vllm", "sglang"})
+
+
+@dataclass(frozen=True)
+class Served:
+    """How an engine is given a checkpoint, or why it can't be.
+
+    command   a command line, or a line of Python for Transformers
+    note      what has to be known beside it
+    obstacle  why the engine can't hold this scaling; "" where it can
+    """
+
+    engine: str
+    command: str = ""
+    note: str = ""
+    obstacle: str = ""
+
+
+def checked(names: list[str]) -> list[str]:
+    """The names, when all are known. Raises RecipeError with the nearest."""
+    for name in names:
+        if name not in ENGINES:
+            raise RecipeError(
+                f"unknown engine {name!r}{nearest(name, ENGINES)}: one of {', '.join(ENGINES)}"
+            )
+    return names
+
+
+def serve(engine: str, config: Mapping[str, Any], target: int, folder: str) -> Served:
+    """How `engine` is given the checkpoint in `folder` with its window of `target` tokens.
+
+    config  the checkpoint's config.json
+    """
+    why_not = obstacle(engine, config)
+    if why_not:
+        return Served(engine, obstacle=why_not)
+    rope = config["rope_parameters"]
+    kind = rope.get("rope_type", "default")
+    where = shlex.quote(folder)
+    if engine == "transformers":
+        return Served(engine, f"AutoModelForCausalLM.from_pretrained({folder!r})")
+    if engine in SERVERS:
+        command = (
+            f"vllm serve {where} --max-model-len {target}"
+            if engine == "vllm"
+            else f"python -m sglang.launch_server --model-path {where} --context-length {target}"
+        )
+        multiplied = int(target * rope["factor"]) if kind == "linear" else 0
+        note = (
+            f"without the flag it takes the window for {multiplied} tokens, the factor twice"
+            if multiplied
+            else ""
+        )
+        return Served(engine, command, note)
+    flags = ""
+    if kind == "yarn" and (rope.get("beta_fast", 32.0), rope.get("beta_slow", 1.0)) != (32.0, 1.0):
+        flags = f" --yarn-beta-fast {rope['beta_fast']:g} --yarn-beta-slow {rope['beta_slow']:g}"
+    return Served(
+        engine,
+        f"python convert_hf_to_gguf.py {where} --outfile model.gguf && "
+        f"llama-server -m model.gguf -c {target}{flags}",
+        "the converter is a file of llama.cpp's source",
+    )
+
+
+def obstacle(engine: str, config: Mapping[str, Any]) -> str:
+    """Why an engine can't express the RoPE scaling of a config, or ""."""
+    rope = config["rope_parameters"]
+    kind = rope.get("rope_type", "default")
+    if kind == "dynamic" and engine in SERVERS:
+        return "turns dynamic NTK at one fixed frequency, training followed the length of each row"
+    if engine != "llama.cpp":
+        return ""
+    if kind == "dynamic":
+        return "its converter drops dynamic NTK: the model would run unscaled"
+    if kind == "longrope" and config.get("model_type") not in LONGROPE_IN_GGUF:
+        return f"its converter has no LongRoPE factors for model type {config.get('model_type')!r}"
+    factor = rope.get("attention_factor")
+    if kind == "yarn" and factor is not None:
+        usual = 0.1 * math.log(rope["factor"]) + 1.0
+        if not math.isclose(factor, usual, rel_tol=1e-6):
+            return f"it computes YaRN's attention factor as {usual:.4g}, training used {factor:.4g}"
+    return ""

@@ -1,0 +1,187 @@
+"""Hold an exported checkpoint, or the server that runs it, against the model as trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from endprompt.errors import EvaluationError
+from endprompt.export.checkpoint import sha256
+from endprompt.export.reference import Place, Reference, logits_at, read
+from endprompt.train import model as models
+
+TOLERANCE = {"float32": 0.01, "bfloat16": 0.25, "float16": 0.05}
+"""Nats by which a log-probability may differ, by the dtype of the weights."""
+SERVER_TOLERANCE = 0.5
+"""The same for a server, whose kernels and cache have dtypes of their own."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the check."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(folder: Path) -> list[Check]:
+    """Load the folder with Transformers as anybody would, and compare.
+
+    Config, tokenizer and chat template are held against the run's; log-probabilities of next
+    tokens against those of the training-time model, inside and past its old window. Weights are
+    computed with in float32, so that a difference is the checkpoint's own.
+
+    Raises DataError for a folder without a reference, ModelError for one that doesn't load.
+    """
+    expected = read(folder)
+    config = models.load_config(str(folder))
+    tokenizer = models.load_tokenizer(str(folder))
+    checks = [*_configuration(folder, expected), *_tokenizer(tokenizer, expected)]
+    if config.vocab_size <= max(token for place in expected.places for token in place.ids):
+        checks.append(Check("vocabulary", False, f"{config.vocab_size} tokens: too few"))
+        return checks
+    model = models.load(str(folder), config)
+    lengths = [place.length for place in expected.places]
+    found = logits_at(model, expected.tokens, lengths)
+    given = [
+        {token: float(row[token]) for token in place.ids}
+        for place, row in zip(expected.places, found, strict=True)
+    ]
+    checks += compared(expected, given, TOLERANCE[expected.dtype])
+    return checks
+
+
+def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> list[Check]:
+    """The same through an OpenAI-compatible server: prompts of token ids, one token asked each.
+
+    Raises EvaluationError where the server can't be reached or gives no log-probabilities.
+    """
+    expected = read(folder)
+    given = []
+    for place in expected.places:
+        asked = {
+            "model": name,
+            "prompt": expected.tokens[: place.length],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": len(place.ids),
+            "return_tokens_as_token_ids": True,  # vLLM: names are unambiguous then
+        }
+        given.append(_by_id(_post(f"{url.rstrip('/')}/completions", asked, timeout), place))
+    return list(compared(expected, given, SERVER_TOLERANCE))
+
+
+def compared(
+    expected: Reference, given: list[dict[int, float]], tolerance: float
+) -> Iterable[Check]:
+    """Largest difference inside and past the old window, beside what a lost scaling would make.
+
+    given  for each place, log-probabilities by token id; the likeliest has to be among them
+    """
+    for name, past in (("inside the old window", False), ("past the old window", True)):
+        worst, at, missing = 0.0, 0, 0
+        for place, found in zip(expected.places, given, strict=True):
+            if (place.length > expected.window) != past:
+                continue
+            if place.ids[0] not in found:
+                missing = missing or place.length
+            for token, logprob in zip(place.ids, place.logprobs, strict=True):
+                if token in found and not abs(found[token] - logprob) <= worst:
+                    worst, at = abs(found[token] - logprob), place.length
+        detail = (
+            f"differs by up to {worst:.2g} nats, allowed {tolerance:g}; "
+            f"RoPE left unscaled would differ by {expected.sensitivity(past=past):.2g}"
+        )
+        if at and not worst <= tolerance:
+            detail += f"; worst at {at:,} tokens"
+        if missing:
+            detail = f"the likeliest token at {missing:,} tokens is not among those given"
+        yield Check(f"log-probabilities {name}", not missing and worst <= tolerance, detail)
+
+
+def _configuration(folder: Path, expected: Reference) -> Iterable[Check]:
+    written = json.loads((folder / "config.json").read_text())
+    wanted = expected.rope_parameters
+    found = written.get("rope_parameters") or {}
+    same = found == json.loads(json.dumps(wanted))
+    yield Check("RoPE as trained", same, _rope_words(found if found else {}))
+    older = dict(written.get("rope_scaling") or {}) | {"rope_theta": written.get("rope_theta")}
+    older.setdefault("rope_type", "default")
+    partial = wanted.get("partial_rotary_factor")
+    if partial is not None:
+        older.setdefault("partial_rotary_factor", partial)
+    same = older == json.loads(json.dumps(wanted))
+    yield Check("RoPE for readers of the older layout", same, _rope_words(older))
+    positions = written.get("max_position_embeddings")
+    same = positions == expected.max_position_embeddings
+    detail = f"{positions} of {expected.max_position_embeddings} positions"
+    yield Check("window in config.json", same, detail)
+
+
+def _tokenizer(tokenizer: Any, expected: Reference) -> Iterable[Check]:
+    length = tokenizer.model_max_length
+    detail = f"{length} of {expected.target} tokens"
+    yield Check("window of the tokenizer", length == expected.target, detail)
+    if expected.chat_template_sha256 is not None:
+        template = getattr(tokenizer, "chat_template", None)
+        same = isinstance(template, str) and sha256(template) == expected.chat_template_sha256
+        yield Check("chat template", same, "as in the run" if same else "absent or changed")
+
+
+def _rope_words(rope: dict[str, Any]) -> str:
+    return (
+        f"type {rope.get('rope_type', 'none')}, theta {rope.get('rope_theta')}, "
+        f"factor {rope.get('factor')}"
+    )
+
+
+def _post(url: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    key = os.environ.get("OPENAI_API_KEY")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    if not url.startswith(("http://", "https://")):
+        raise EvaluationError(f"server {url!r}: give its address as http://host:port/v1")
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(300).decode("utf-8", "replace").split())
+        raise EvaluationError(
+            f"{url} refused a prompt of {len(body['prompt']):,} tokens ({error.code}): {said}"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise EvaluationError(f"{url} gives no answer ({reason}): is the server up?") from error
+
+
+def _by_id(answer: dict[str, Any], place: Place) -> dict[int, float]:
+    """Log-probabilities by token id, from vLLM's and SGLang's layout or llama.cpp's."""
+    ids = dict(zip(place.texts, place.ids, strict=True))
+    try:
+        said = answer["choices"][0]["logprobs"]
+        if said.get("content"):
+            entries = said["content"][0]["top_logprobs"]
+            pairs = [(each.get("id", each["token"]), each["logprob"]) for each in entries]
+        else:
+            pairs = list(said["top_logprobs"][0].items())
+    except (LookupError, TypeError, AttributeError):
+        raise EvaluationError(
+            "the server gives no log-probabilities: start it with them allowed"
+        ) from None
+    found = {}
+    for name, logprob in pairs:
+        token = ids.get(name) if isinstance(name, str) else int(name)
+        if isinstance(name, str) and name.startswith("token_id:"):
+            token = int(name.removeprefix("token_id:"))
+        if token is not None:
+            found[token] = float(logprob)
+    return found
