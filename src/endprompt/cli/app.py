@@ -29,6 +29,7 @@ VERBS: tuple[str, ...] = (
     "train",
     "evaluate",
     "report",
+    "export",
     "inspect",
     "lab",
 )
