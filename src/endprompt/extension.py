@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from endprompt import embedded, flops, jobs, record, rope
+from endprompt import plan as cost_model
 from endprompt.errors import OutputError, RecipeError
 from endprompt.recipe import Recipe
 
@@ -29,8 +30,6 @@ WORKERS = 2
 """Jobs side by side on a CPU, each with its share of the cores."""
 CHECKPOINT_BYTES = 2 * 12
 """Bytes a parameter of the two checkpoints that are kept: weights and AdamW's two moments."""
-ACTIVATION_FLOATS = 34
-"""Floats kept for the backward pass, per token, layer and unit of hidden size."""
 
 
 @dataclass(frozen=True)
@@ -467,21 +466,22 @@ def _costs(
     reading_rate = (
         flops.forward(decoder, calibration["prefill_tokens"]) / calibration["prefill_seconds"]
     )
-    amounts = recipe.amounts
-    per_row = flops.training(
-        decoder,
-        amounts.row_tokens,
-        trains=recipe.training.trains,
-        checkpointing=bool(recipe.training.gradient_checkpointing),
-    )
-    train_seconds = per_row * amounts.rows / training_rate
+    amounts, training = recipe.amounts, recipe.training
+    train_seconds = cost_model.train_seconds(recipe, decoder, flops_per_second=training_rate)
     # long contexts are read at a lower rate than the calibration's short one
     eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
     trained = sum(arm.trained for arm in arms)
-    parameters = calibration["parameters"]
-    memory = 16 * parameters + 4 * ACTIVATION_FLOATS * (
-        decoder.hidden * decoder.layers * amounts.row_tokens
-    )
+    rows_at_once, passes = amounts.batches(1)
+    memory = cost_model.train_memory_bytes(
+        decoder,
+        row_tokens=amounts.row_tokens,
+        rows_at_once=rows_at_once,
+        trains=training.trains,
+        lora_rank=training.lora_rank,
+        checkpointing=bool(training.gradient_checkpointing),
+        dtype=training.dtype,
+        accumulates=passes > 1,
+    ).total
     seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
     return {
         "train_seconds": train_seconds,
@@ -491,7 +491,7 @@ def _costs(
             "rows": amounts.rows,
             "row_tokens": amounts.row_tokens,
             "tokens": amounts.tokens,
-            "flops": per_row * amounts.rows,
+            "flops": recipe.row_flops(decoder) * amounts.rows,
             "minutes": seconds / 60,
             "memory_gib": memory / 2**30,
             "trainings": trained,

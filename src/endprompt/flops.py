@@ -108,7 +108,7 @@ def training(
     if trains == "nothing":
         return 0.0
     linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
-    trained = {
+    trained = {  # matrices whose gradient is a product; LoRA's own come below
         "all": linear,
         "attention": decoder.attention_weights,
         "lora": 0,
@@ -128,3 +128,27 @@ def _lora_weights(decoder: Decoder, rank: int) -> int:
     """Weights of LoRA on q, k, v and o of every layer."""
     q, k = decoder.heads * decoder.head_size, decoder.kv_heads * decoder.head_size
     return decoder.layers * rank * (2 * (decoder.hidden + q) + 2 * (decoder.hidden + k))
+
+
+def trained_weights(decoder: Decoder, trains: Trains, lora_rank: int = 8) -> int:
+    """Weights with a gradient and an optimizer's state; those of norms are left out."""
+    lora = _lora_weights(decoder, lora_rank)
+    return {
+        "nothing": 0,
+        "all": decoder.weights,
+        "attention": decoder.attention_weights,
+        "lora": lora,
+        "lora+": lora + decoder.head_weights,  # the embeddings have the head's size
+    }[trains]
+
+
+LLAMA_3_8B = Decoder(
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    heads=32,
+    kv_heads=8,
+    head_size=128,
+    vocabulary=128256,
+)
+"""The paper's model."""

@@ -19,19 +19,10 @@ from endprompt import flops, theory
 from endprompt import recipe as recipes
 from endprompt.cues import SENTENCE_ENDS, CueWriter
 from endprompt.data.rows import RowSource
+from endprompt.flops import LLAMA_3_8B
 from endprompt.positions import Ints
 from endprompt.recipe import Recipe
 
-LLAMA_3_8B = flops.Decoder(
-    layers=32,
-    hidden=4096,
-    intermediate=14336,
-    heads=32,
-    kv_heads=8,
-    head_size=128,
-    vocabulary=128256,
-)
-"""The paper's model, whose sizes costs are counted with when no other is named."""
 MOST_INTERVALS = 3
 
 

@@ -15,9 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from endprompt import flops
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
+TOKENS_AT_ONCE = 4096
+"""Rows are batched up to so many tokens; the rest of a step is accumulated."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -197,6 +200,24 @@ class Amounts(NamedTuple):
         """Physical tokens in all."""
         return self.rows * self.row_tokens
 
+    def batches(self, ranks: int, tokens_at_once: int = TOKENS_AT_ONCE) -> tuple[int, int]:
+        """Rows in one forward pass of a rank, and such passes in a step.
+
+        Raises RecipeError when the rows of a step do not divide among the ranks.
+        """
+        if self.rows_per_step % ranks:
+            raise RecipeError(
+                f"{self.rows_per_step} rows a step do not divide among {ranks} processes: "
+                f"set training.tokens_per_step to a multiple of {ranks * self.row_tokens} tokens"
+            )
+        rows = self.rows_per_step // ranks
+        at_once = max(
+            n
+            for n in range(1, rows + 1)
+            if rows % n == 0 and (n == 1 or n * self.row_tokens <= tokens_at_once)
+        )
+        return at_once, rows // at_once
+
 
 class Recipe(Settings):
     """All settings of a method."""
@@ -300,6 +321,24 @@ class Recipe(Settings):
         save = self.training.save_steps
         assert isinstance(save, int), "amounts are resolved first"
         return Amounts(row, step // row, total // step, save)
+
+    def row_flops(self, decoder: flops.Decoder, checkpointing: bool | None = None) -> float:
+        """Operations of training on one row of a resolved recipe.
+
+        checkpointing  None: as the recipe has it
+        """
+        training = self.training
+        if checkpointing is None:
+            checkpointing = bool(training.gradient_checkpointing)
+        return flops.training(
+            decoder,
+            self.amounts.row_tokens,
+            trains=training.trains,
+            kind=training.attention,
+            groups=training.attention_groups,
+            lora_rank=training.lora_rank,
+            checkpointing=checkpointing,
+        )
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
         rows = self.rows.model_copy(update={"kinds": kinds})

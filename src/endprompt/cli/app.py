@@ -23,6 +23,7 @@ app = typer.Typer(
 
 VERBS: tuple[str, ...] = (
     "extend",
+    "plan",
     "methods",
     "doctor",
     "prepare",

@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
         from endprompt import methods as listing
         from endprompt import recipe as recipes
 
-        decoder, base_window, sizes = listing.LLAMA_3_8B, quantities.tokens(window), "Llama-3-8B"
+        decoder, base_window, sizes = flops.LLAMA_3_8B, quantities.tokens(window), "Llama-3-8B"
         if model is not None:
             from endprompt import embedded, rope
             from endprompt.train.model import load_config

@@ -25,15 +25,13 @@ from endprompt import flops, record, rope
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
-from endprompt.recipe import Recipe
+from endprompt.recipe import TOKENS_AT_ONCE, Recipe
 from endprompt.train import adapters, attention, probe
 from endprompt.train import model as models
 from endprompt.train.loss import weighted_loss
 
 Progress = Callable[[dict[str, Any]], None]
 COMPLETE = "complete.json"
-TOKENS_AT_ONCE = 4096
-"""Rows are batched up to so many tokens; the rest of a step is accumulated."""
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +132,7 @@ def train(
         target=target,
         steps=amounts.steps,
         tokens=amounts.tokens,
-        flops=amounts.rows * _row_flops(recipe, config),
+        flops=amounts.rows * recipe.row_flops(flops.read(config)),
         seconds=sum(entry["seconds"] for entry in curve),
         peak_memory_bytes=record.peak_memory_bytes(),
         epochs=rows.epochs,
@@ -148,20 +146,6 @@ def train(
         record.write_json(out / "train.json", done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
-
-
-def _row_flops(recipe: Recipe, config: Any) -> float:
-    """Operations of training on one row, from the model's sizes."""
-    training = recipe.training
-    return flops.training(
-        flops.read(config),
-        recipe.amounts.row_tokens,
-        trains=training.trains,
-        kind=training.attention,
-        groups=training.attention_groups,
-        lora_rank=training.lora_rank,
-        checkpointing=bool(training.gradient_checkpointing),
-    )
 
 
 class RowTrainer(Trainer):
@@ -305,25 +289,14 @@ def _claim(out: Path, recipe: Recipe, model: str, target: int, fingerprint: str)
 
 def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
     training, amounts = recipe.training, recipe.amounts
-    rows_per_step = amounts.rows_per_step
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if rows_per_step % ranks:
-        raise TrainingError(
-            f"{rows_per_step} rows a step do not divide among {ranks} processes: "
-            f"set training.tokens_per_step to a multiple of {ranks} rows"
-        )
-    per_rank = rows_per_step // ranks
-    at_once = max(
-        n
-        for n in range(1, per_rank + 1)
-        if per_rank % n == 0 and (n == 1 or n * amounts.row_tokens <= TOKENS_AT_ONCE)
-    )
+    at_once, passes = amounts.batches(ranks, TOKENS_AT_ONCE)
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=amounts.steps,
         per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=per_rank // at_once,
+        gradient_accumulation_steps=passes,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,

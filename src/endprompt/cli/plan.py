@@ -1,0 +1,269 @@
+"""`endprompt plan`: what a run will cost, before it is started."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from endprompt import plan as plans
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `plan`."""
+
+    @app.command()
+    def plan(
+        model: str = typer.Argument(
+            "smollm2-135m",
+            help="Checkpoint folder or hub name, or sizes that are known: smollm2-135m, "
+            "mistral-7b, llama-2-7b, llama-3-8b, llama-3-70b. Only the config is read.",
+        ),
+        to: str = typer.Option("64k", "--to", metavar="TOKENS", help="Target window."),
+        methods: str | None = typer.Option(
+            None, "--methods", metavar="A,B", help="Recipes. Default: all shipped that train."
+        ),
+        gpu: str = typer.Option(
+            "auto",
+            "--gpu",
+            metavar="NAME[:COUNT]",
+            help="h100:8, a100-80:8, a800, h200, b200, l40s, rtx4090 ...; auto: this machine, "
+            "whose speed is measured in two seconds.",
+        ),
+        tokens: str | None = typer.Option(
+            None, "--tokens", help="Tokens to train on: 200m, 1b. Default: the recipe's own."
+        ),
+        price: float | None = typer.Option(
+            None, "--price", min=0, help="Money for a device and hour, in a currency of yours."
+        ),
+        settings: list[str] = typer.Option(
+            [], "--set", metavar="KEY=VALUE", help="Override a setting of every recipe."
+        ),
+        json: Path | None = typer.Option(None, "--json", help="Write everything to this file."),
+        force: bool = typer.Option(False, "--force", help="Overwrite the JSON file."),
+    ) -> None:
+        """Count FLOPs, memory, hours and money for every method; say what fits, propose settings.
+
+        Memory is that of one device at the peak of a step. Proposed is the fastest of: plain,
+        activation checkpointing, weights and optimizer sharded over the devices (FSDP 2 or
+        ZeRO-3), both. docs/cost-model.md says how each figure is made and how far it is off.
+
+        Examples:
+
+            endprompt plan
+
+            endprompt plan llama-3-8b --to 64k --gpu h100:8 --tokens 1b --price 2.5
+        """
+        from endprompt import plan as plans
+        from endprompt import quantities, record
+        from endprompt import recipe as recipes
+        from endprompt.cli.amounts import budget
+        from endprompt.errors import OutputError, RecipeError
+
+        if json and json.exists() and not force:
+            raise OutputError(f"{json} is there already: give --force to overwrite it")
+        target = quantities.tokens(to)
+        sized = plans.SIZES.get(model) or _sized(model)
+        if target <= sized.window:
+            raise RecipeError(f"--to {target} is not above the window of {sized.window} tokens")
+        where = _this_machine() if gpu == "auto" else plans.machine(gpu)
+        overrides = recipes.parse_overrides(settings)
+        names = methods.split(",") if methods else recipes.names()
+        chosen = [recipes.load(name.strip()).replace(overrides) for name in names]
+        if not methods:
+            chosen = [recipe for recipe in chosen if recipe.trained]
+        lines = []
+        for recipe in chosen:
+            if tokens and recipe.trained:
+                recipe = recipe.replace({"training.tokens": budget(tokens)})
+            lines.append(
+                plans.line(recipe, sized.decoder, where, window=sized.window, target=target)
+            )
+        _show(lines, where, model, target, price)
+        if json:
+            found = {
+                **record.provenance(),
+                "kind": "plan",
+                "model": model,
+                "weights": sized.decoder.weights,
+                "target": target,
+                "devices": where.count,
+                "device_name": where.device.name,
+                "device_memory_bytes": where.device.memory_bytes,
+                "peak_flops_per_second": where.device.peak,
+                "utilisation": where.device.utilisation,
+                "methods": [line.as_dict(price, where.count) for line in lines],
+            }
+            record.write_json(json, found)
+            typer.echo(f"record  {json}")
+
+
+def _sized(model: str) -> plans.Sized:
+    """Sizes from a config, whose reading needs Transformers."""
+    from endprompt import embedded, flops, rope
+    from endprompt import plan as plans
+    from endprompt.train.model import load_config
+
+    config = load_config(embedded.resolve(model))
+    return plans.Sized(flops.read(config), rope.read_base(config).window)
+
+
+def _this_machine() -> plans.Machine:
+    """GPUs that torch sees, by their name; else the CPU, its matrix products timed."""
+    import torch
+
+    from endprompt import plan as plans
+    from endprompt import record
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        known = next(
+            (
+                device
+                for device in plans.DEVICES.values()
+                if device.name.split()[0] in properties.name
+                and abs(device.memory_bytes / properties.total_memory - 1) < 0.1
+            ),
+            None,
+        )
+        peak = known.peak if known else _matmul_peak("cuda", torch.bfloat16, 8192)
+        link = known.link if known else plans.DEVICES["rtx4090"].link
+        device = plans.Device(properties.name, properties.total_memory, peak, link)
+        return plans.Machine(device, torch.cuda.device_count())
+    found = record.device()
+    peak = _matmul_peak("cpu", torch.float32, 1024)
+    name = f"{found['processor']}, {torch.get_num_threads()} threads"
+    return plans.cpu(name, memory_bytes=found["memory_gib"] * plans.GIB, peak=peak)
+
+
+def _matmul_peak(place: str, dtype: Any, size: int, seconds: float = 2.0) -> float:
+    """Operations a second of the fastest square product within some seconds."""
+    import torch
+
+    left, right = (torch.randn(size, size, device=place, dtype=dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        left @ right
+        if place == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _show(
+    lines: list[plans.Line], where: plans.Machine, model: str, target: int, price: float | None
+) -> None:
+    """One line a method, then what to do for those that do not fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from endprompt import plan as plans
+    from endprompt.quantities import short
+
+    console = Console()
+    device = where.device
+    console.print(
+        f"{model} to {target:,} tokens on {where.count} x {device.name}: "
+        f"{device.memory_bytes / plans.GIB:.0f} GiB and {short(device.peak)}FLOP/s each, "
+        f"{device.utilisation:.0%} of it assumed",
+        markup=False,
+        soft_wrap=True,
+    )
+    paid = price is not None
+    heads = [settings.short for settings, _, _ in lines[0].options] if lines else []
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for head in ("row", "tokens", "FLOP", *heads, "hours", *(["money"] if paid else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("proposed", no_wrap=True)
+    for names, line in _alike(lines):
+        memory = [
+            f"{_gib(held.total)}{' ' if fits else '!'}"
+            for (_, held, _), fits in zip(line.options, line.fits, strict=True)
+        ]
+        hours, money, proposed = "-", "-", "none fits"
+        if line.chosen is not None:
+            settings, _, seconds = line.options[line.chosen]
+            hours, proposed = f"{seconds / 3600:.3g}", settings.short
+            money = f"{seconds / 3600 * where.count * (price or 0):,.0f}"
+        amount = f"{line.tokens / 1e6:,.0f}M" if line.tokens >= 1e6 else f"{line.tokens:,}"
+        table.add_row(_counted(names), _length(line.row_tokens), amount,
+                      short(line.operations).strip(), *memory, hours,
+                      *([money] if paid else []), proposed)  # fmt: skip
+    console.print(table, markup=False)
+    console.print(
+        "GiB of one device at the peak of a step: plain; ckpt: activation checkpointing"
+        + ("; shard: FSDP 2 or ZeRO-3; both" if where.count > 1 else "")
+        + f". !: more than {plans.MARGIN:.0%} of its memory",
+        markup=False,
+        soft_wrap=True,
+    )
+    for names, _ in _alike(lines):
+        if len(names) > 1:
+            told = f"{_counted(names)}: and {', '.join(names[1:])}"
+            console.print(told, markup=False, soft_wrap=True)
+    for names, line in _alike(lines):
+        for note in line.notes:
+            console.print(f"{_counted(names)}: {note}", markup=False, soft_wrap=True)
+        if line.chosen is None:
+            told = f"{_counted(names)}: {_remedy(line)}"
+            console.print(told, markup=False, soft_wrap=True)
+    console.print(_how(lines, where), markup=False, soft_wrap=True)
+    if model == "llama-3-8b" and target == 65536 and device.name.startswith("A800"):
+        console.print("\nThe paper's figure 4 (8 x A800, 64K) beside this model's prediction:")
+        for what, figure, predicted in plans.paper():
+            console.print(f"  {what}: {figure:g}, predicted {predicted:.3g}", markup=False)
+
+
+def _alike(lines: list[plans.Line]) -> list[tuple[list[str], plans.Line]]:
+    """Methods whose costs are equal, under one of them."""
+    found: dict[plans.Line, list[str]] = {}
+    for line in lines:
+        found.setdefault(replace(line, method=""), []).append(line.method)
+    return [(names, replace(line, method=names[0])) for line, names in found.items()]
+
+
+def _gib(size: float) -> str:
+    from endprompt.plan import GIB
+
+    return f"{size / GIB:.1f}" if size < 100 * GIB else f"{size / GIB:.0f}"
+
+
+def _length(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+
+
+def _counted(names: list[str]) -> str:
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+
+
+def _remedy(line: plans.Line) -> str:
+    if line.devices_needed:
+        return f"fits from {line.devices_needed} such devices on, sharded with checkpointing"
+    return (
+        f"one row of {line.row_tokens:,} tokens is too much for such a device whatever the number: "
+        f"shorter rows (a method that jumps), or sequence parallelism"
+    )
+
+
+def _how(lines: list[plans.Line], where: plans.Machine) -> str:
+    """The words that start the proposed settings of the first line that fits."""
+    for line in lines:
+        if line.chosen is not None:
+            settings = line.options[line.chosen][0]
+            words = f"endprompt train {line.method}"
+            words += f" --set training.gradient_checkpointing={str(settings.checkpointing).lower()}"
+            if settings.sharded:
+                words = (
+                    f'accelerate launch --config_file "$(endprompt accelerate fsdp2)" '
+                    f"--num_processes {where.count} -m {words}"
+                )
+            elif where.count > 1:
+                words = f"torchrun --nproc_per_node {min(where.count, 8)} -m {words}"
+            return f"as proposed: {words} ..."
+    return "nothing fits: see the lines above"
