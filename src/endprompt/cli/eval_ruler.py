@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ def _several(text: str) -> list[str]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int) -> Generator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
@@ -219,7 +219,7 @@ def _print_summary(summary: Summary) -> None:
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _print_notes(notes: Iterator[tuple[str, str | None]]) -> None:
+def _print_notes(notes: Iterable[tuple[str, str | None]]) -> None:
     """Say once for each reason which tasks cannot be compared."""
     tasks_of: dict[str, list[str]] = {}
     for task, note in notes:
