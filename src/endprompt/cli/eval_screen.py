@@ -68,7 +68,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    found = Table(*headers)
+    found = Table()
+    for header in headers:
+        found.add_column(header, overflow="fold")
     for row in rows:
         found.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     Console().print(found)
