@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser lint types coverage bench lab docs clean
+.PHONY: setup demo test check check-browser wheel-check lint types coverage bench lab docs clean
 
 setup: .venv/.setup-done
 
@@ -32,6 +32,10 @@ check-browser: setup
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+# Minutes: an empty environment is filled from the package index.
+wheel-check:
+	PYTHON=$(PYTHON) sh benchmarks/wheel_check.sh
 
 lab: setup
 	$(BIN)/endprompt lab --out runs/lab
