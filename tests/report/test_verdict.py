@@ -62,11 +62,20 @@ def test_a_lower_loss_is_a_gain_and_a_higher_one_is_called_worse() -> None:
     ours = arm("ours", {200: [3.0, 3.1, 3.21, 3.3]}, trained=True)
     said = v.verdict(made(base, control, ours))
     assert said[0] == (
-        "Past the old window of 100 tokens, “ours” is ahead of “base”; behind “short”."
+        "Past the old window of 100 tokens, “ours” is better on every measure than “base”; "
+        "worse on every measure than “short”."
     )
     line = next(one for one in said if one.startswith("Loss on the last tokens at 200"))
     assert "better than “base” (+0.998 [" in line
     assert "worse than “short” (-1.000 [" in line
+
+
+def test_one_gain_among_many_open_measures_is_not_called_a_lead() -> None:
+    base = arm("base", {200: [4.0, 4.1, 4.2], 300: [1.0, 2.0, 3.0]}, trained=False)
+    ours = arm("ours", {200: [3.0, 3.1, 3.21], 300: [3.0, 2.0, 1.0]}, trained=True)
+    assert (
+        "better on some measures and worse on none than “base”" in (v.verdict(made(base, ours))[0])
+    )
 
 
 def test_a_share_counts_upwards(run: dict[str, Any]) -> None:

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
+
+from endprompt import theory
+from endprompt.errors import PositionError
 from endprompt.record import writing
 from endprompt.report.reading import Arm, Run, arms, label, number, roles, window
 
@@ -410,9 +414,10 @@ def _points(arm: Arm, key: str) -> list[tuple[float, float]]:
 def coverage(run: Run) -> Drawing | None:
     """Distances that each recipe trains, on a log axis; height is pairs per distance and row.
 
-    Reads `coverage.recipes`: name, label and intervals (first, last, pairs).
+    Reads `coverage.recipes`: name, label and intervals (first, last, pairs). Where a run has not
+    recorded it, the distances of its example row are drawn.
     """
-    recipes = (run.get("coverage") or {}).get("recipes") or []
+    recipes = (run.get("coverage") or {}).get("recipes") or _of_example_row(run)
     if not recipes:
         return None
     target = int(run.get("target") or max(i[1] for one in recipes for i in one["intervals"]) + 1)
@@ -444,6 +449,20 @@ def coverage(run: Run) -> Drawing | None:
         name = one.get("label") or one.get("name")
         told.append(f"{name} trains {seen:,} of {target:,} distances")
     return Drawing("coverage", "Distances that training sees", "; ".join(told) + ".", figure)
+
+
+def _of_example_row(run: Run) -> list[dict[str, Any]]:
+    parts = row_parts(run)
+    if not parts:
+        return []
+    positions = np.concatenate([np.arange(first, last + 1) for _, first, last in parts])
+    target = max(int(run.get("target") or 0), int(positions[-1]) + 1)
+    try:
+        counts = theory.coverage([positions], target=target)
+    except PositionError:  # a record of something else than rows with rising positions
+        return []
+    found = theory.intervals(counts, theory.octaves(target, parts=8))
+    return [{"label": "the training row shown above", "intervals": found}]
 
 
 def everything(run: Run) -> list[Drawing]:

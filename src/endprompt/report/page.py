@@ -194,7 +194,8 @@ def _facts(run: Run) -> str:
     if model.get("window_tokens"):
         said.append(f"old window {model['window_tokens']:,} tokens")
     if model.get("parameters"):
-        said.append(f"{model['parameters'] / 1e6:,.0f}M parameters")
+        millions = model["parameters"] / 1e6
+        said.append(f"{millions:,.{0 if millions >= 10 else 2}f}M parameters")
     if text.get("name"):
         said.append(f"text: {text['name']}")
     said.append(plural(len(arms(run)), "arm"))

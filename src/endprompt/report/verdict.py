@@ -28,6 +28,13 @@ from endprompt.report.reading import (
 
 Outcome = Literal["better", "worse", "not told apart"]
 OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "not told apart")
+STANDING = {
+    frozenset({"better", "worse"}): "better on some measures and worse on others than",
+    frozenset({"better"}): "better on some measures and worse on none than",
+    frozenset({"worse"}): "worse on some measures and better on none than",
+    frozenset(): "not told apart from",
+}
+"""How a headline sums up outcomes, those not told apart aside."""
 FEWEST = 3
 """Fewer pairs than this decide nothing."""
 FEWEST_EQUAL = 6
@@ -167,12 +174,9 @@ def _headline(past: Sequence[Comparison], old: int) -> str:
     standing: dict[str, list[str]] = {}
     for other in dict.fromkeys(one.other for one in past):
         mine = {one.outcome for one in past if one.other == other}
-        if {"better", "worse"} <= mine:
-            word = "better on some measures and worse on others than"
-        elif "better" in mine:
-            word = "ahead of"
-        else:
-            word = "behind" if "worse" in mine else "not told apart from"
+        word = STANDING[frozenset(mine - {"not told apart"})]
+        if mine in ({"better"}, {"worse"}):
+            word = f"{next(iter(mine))} on every measure than"
         standing.setdefault(word, []).append(f"“{other}”")
     parts = [f"{word} {', '.join(others)}" for word, others in standing.items()]
     return f"Past the old window of {old:,} tokens, “{past[0].arm}” is {'; '.join(parts)}."
