@@ -21,7 +21,7 @@ LAYERS = (
     {"data"},
     {"train", "eval", "plan", "methods"},
     {"lab", "report"},
-    {"export"},
+    {"chat", "export"},
     {"jobs"},
     {"extension"},
     {"cli"},

@@ -31,6 +31,7 @@ VERBS: tuple[str, ...] = (
     "evaluate",
     "report",
     "export",
+    "chat",
     "inspect",
     "lab",
 )

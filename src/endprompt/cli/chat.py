@@ -1,0 +1,62 @@
+"""`endprompt chat`: ask a model about a long text, in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `chat`."""
+
+    @app.command()
+    def chat(
+        model: str = typer.Argument(help="Checkpoint folder, GGUF file or hub name."),
+        file: Path | None = typer.Option(
+            None, "--file", "-f", help="Text to ask about; UTF-8. It is read once."
+        ),
+        tokens: int = typer.Option(
+            512, "--tokens", min=1, metavar="N", help="Longest answer, in tokens."
+        ),
+    ) -> None:
+        """Ask a model about a long text; answers stream, the window's use is shown.
+
+        A question a line; an empty line or the end of input leaves. Answers are greedy.
+
+        Examples:
+
+            endprompt chat runs/demo/arms/recall-pose/model --file book.txt
+
+            echo "Who is Naomi?" | endprompt chat my-llama-64k --file ruth.txt
+        """
+        from endprompt.errors import TextError
+
+        try:
+            text = file.read_text(encoding="utf-8") if file else ""
+        except UnicodeDecodeError:
+            raise TextError(f"{file} is no UTF-8 text: convert it first") from None
+        from endprompt.train.quiet import quiet
+
+        quiet()
+        from transformers import TextStreamer
+
+        from endprompt import embedded
+        from endprompt.chat import Conversation
+        from endprompt.train import model as models
+
+        path = embedded.resolve(model)
+        tokenizer = models.load_tokenizer(path)
+        talk = Conversation(models.load(path, models.load_config(path)), tokenizer, text)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        asking = sys.stdin.isatty()
+        while True:
+            if asking:
+                typer.echo("> ", nl=False)
+            question = sys.stdin.readline().strip()
+            if not question:
+                return
+            talk.ask(question, max_new_tokens=tokens, streamer=streamer)
+            share = talk.used / talk.window
+            typer.echo(f"[{talk.used:,} of {talk.window:,} tokens, {share:.0%}]", err=True)
