@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -26,6 +26,11 @@ from endprompt import plan as cost_model
 from endprompt.errors import OutputError, RecipeError
 from endprompt.recipe import Recipe
 
+if TYPE_CHECKING:
+    from endprompt.data.rows import Row
+
+SHOWN_ROWS = 64
+"""Rows of each arm that the report's example and distances are taken from."""
 WORKERS = 2
 """Jobs side by side on a CPU, each with its share of the cores."""
 CHECKPOINT_BYTES = 2 * 12
@@ -247,7 +252,7 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
         "position_check": plan.checks,
         "arms": [_arm_record(request.out, arm) for arm in plan.arms],
     }
-    found["example_row"] = _example_row(request, plan)
+    found |= _rows_shown(request, plan)
     found["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
         if arm.name == plan.recipe.name:
@@ -348,40 +353,58 @@ def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, A
     return found
 
 
-def _example_row(request: Request, plan: Plan) -> dict[str, Any]:
-    """The first row of the run that jumps, as text with positions."""
+def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
+    """One row of the method as text with positions, and the distances that each arm trains."""
     from endprompt.cues import CueWriter
-    from endprompt.data import holdout
-    from endprompt.data.rows import PREFIX, RowSource
+    from endprompt.data import coverage, holdout
+    from endprompt.data.rows import RowSource
     from endprompt.train.model import load_tokenizer
 
     tokenizer = load_tokenizer(plan.model["path"])
     documents, _ = holdout.training_documents(request.out / "data")
-    recipe = plan.recipe
-    source = RowSource(
-        documents,
-        recipe.rows,
-        CueWriter(tokenizer),
-        target=request.target,
-        seed=recipe.training.seed,
-        count=16,
-    )
-    rows = [source.row(index) for index in range(16)]
+
+    def rows_of(recipe: Recipe) -> list[Row]:
+        source = RowSource(
+            documents,
+            recipe.rows,
+            CueWriter(tokenizer),
+            target=request.target,
+            seed=recipe.training.seed,
+            count=SHOWN_ROWS,
+        )
+        return [source.row(index) for index in range(SHOWN_ROWS)]
+
+    rows = {arm.name: rows_of(arm.recipe) for arm in plan.arms if arm.trained}
+    if not rows:
+        return {}
+    return {
+        "example_row": _in_words(rows[plan.recipe.name], tokenizer),
+        "coverage": {
+            "recipes": [
+                coverage.summary(arm.name, arm.label, rows[arm.name], target=request.target)
+                for arm in plan.arms
+                if arm.trained
+            ]
+        },
+    }
+
+
+def _in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:
+    """The row that reaches farthest, those with a terminal first, piece by piece."""
     row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
     cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
     parts = np.split(np.arange(len(row.tokens_T)), cuts)
+    ends = [(int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])) for part in parts]
     return {
         "segments": [
             {
-                "kind": "prefix" if row.segments_T[part[0]] == PREFIX else "terminal",
+                "kind": "terminal" if row.segments_T[part[0]] else "prefix",
                 "text": tokenizer.decode(row.tokens_T[part]),
-                "positions": [int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])],
+                "positions": [first, last],
             }
-            for part in parts
+            for part, (first, last) in zip(parts, ends, strict=True)
         ],
-        "positions": [
-            [int(row.positions_T[part[0]]), int(row.positions_T[part[-1]]) + 1] for part in parts
-        ],
+        "positions": [[first, last + 1] for first, last in ends],
     }
 
 
