@@ -28,6 +28,7 @@ VERBS: tuple[str, ...] = (
     "doctor",
     "prepare",
     "train",
+    "accelerate",
     "evaluate",
     "report",
     "export",

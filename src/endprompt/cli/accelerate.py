@@ -1,0 +1,33 @@
+"""`endprompt accelerate`: where the shipped configs for many GPUs lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+CONFIGS = Path(__file__).parents[1] / "accelerate"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `accelerate`."""
+
+    @app.command()
+    def accelerate(
+        name: str = typer.Argument(..., help="fsdp2 (PyTorch) or zero3 (needs deepspeed)."),
+    ) -> None:
+        """Print the path of a shipped Accelerate config, for training on many GPUs.
+
+        Example:
+
+            accelerate launch --config_file "$(endprompt accelerate fsdp2)" --num_processes 8
+            -m endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
+        """
+        from endprompt.errors import RecipeError, nearest
+
+        known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+        if name not in known:
+            raise RecipeError(
+                f"unknown config {name!r}{nearest(name, known)}: one of {', '.join(known)}"
+            )
+        typer.echo(CONFIGS / f"{name}.yaml")
