@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.train import loss
@@ -74,6 +75,24 @@ def test_loss_and_gradient_equal_a_float64_reference(
         total, count = found.by_segment[segment].tolist()
         assert count == inside.sum().item()
         assert total == pytest.approx(expected[inside].sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("granite", "logits_scaling"), ("cohere", "logit_scale")]
+)
+def test_families_that_scale_their_logits_get_the_loss_of_scaled_ones(
+    family: str, key: str
+) -> None:
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    config = CONFIG_MAPPING[family](**sizes, **{key: 0.25}, pad_token_id=0, bos_token_id=1,
+                                    eos_token_id=2)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).double()
+    batch = a_batch()
+    used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
+    expected = (reference(model, batch) * used).sum().item()
+    found = loss.weighted_loss(model, batch).weighted.item()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_first_terminal_token_is_predicted_from_the_last_prefix_token() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,9 @@ def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
            segments uint8[B, T]. The first terminal token is predicted from the last prefix
            token, across the jump (paper, section 3.3).
     """
-    hidden_BTH, head, cap = hidden_states(model, batch)
     weights_BT = batch["loss_weights"][:, 1:] * batch["attention_mask"][:, 1:]
     trained_BT = weights_BT > 0
-    losses_N = token_losses(
-        hidden_BTH[:, :-1][trained_BT], head, batch["input_ids"][:, 1:][trained_BT], cap
-    )
+    losses_N = _losses_inside(model, batch, trained_BT)
     weights_N = weights_BT[trained_BT].to(losses_N)
     segments_N = batch["segments"][:, 1:][trained_BT]
     with torch.no_grad():
@@ -55,6 +52,29 @@ def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
     return Losses((losses_N * weights_N).sum(), weights_N.sum(), by_segment)
 
 
+def _losses_inside(model: nn.Module, batch: dict[str, Tensor], trained_BT: Tensor) -> Tensor:
+    """Losses float[N] of the trained tokens, made where the model's forward calls its head.
+
+    DDP, FSDP and ZeRO look after a weight inside the forward of the module that owns it and
+    nowhere else: DDP reduces what is used outside twice, FSDP and ZeRO have it in parts.
+    """
+    bare: Any = getattr(model, "module", model)
+    head = bare.get_output_embeddings()
+    labels_N = batch["input_ids"][:, 1:][trained_BT]
+    scale = _logit_scale(bare.config)
+    with _without_logit_changes(bare.config) as cap:
+
+        def losses(hidden_BTH: Tensor) -> Tensor:
+            hidden_NH = hidden_BTH[:, :-1][trained_BT]
+            if scale == 1:
+                return token_losses(hidden_NH, head, labels_N, cap)
+            # the family scales what its head gives, and here that is losses
+            return token_losses(hidden_NH * scale, head, labels_N, cap) / scale
+
+        with _forward_of(head, losses):
+            return _call(model, batch)
+
+
 def hidden_states(
     model: nn.Module, batch: dict[str, Tensor]
 ) -> tuple[Tensor, nn.Linear, float | None]:
@@ -65,14 +85,18 @@ def hidden_states(
     """
     bare: Any = getattr(model, "module", model)
     head = bare.get_output_embeddings()
-    with _passing_through(head), _without_logit_changes(bare.config) as cap:
-        hidden_BTH = model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=batch.get("visible", batch["attention_mask"]),
-            use_cache=False,
-        ).logits
-    return hidden_BTH, head, cap
+    with _forward_of(head, lambda hidden: hidden), _without_logit_changes(bare.config) as cap:
+        return _call(model, batch), head, cap
+
+
+def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What the head makes of the batch, the mask given so that no jump is taken for a border."""
+    return model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=batch.get("visible", batch["attention_mask"]),
+        use_cache=False,
+    ).logits
 
 
 def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None) -> Tensor:
@@ -80,7 +104,7 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
     if cap is None:
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
         return F.linear_cross_entropy(
-            hidden_NH,
+            hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
             head.weight,
             labels_N,
             linear_bias=head.bias,
@@ -89,16 +113,21 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
         ).float()
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = head(hidden).float()
+        logits = F.linear(hidden, head.weight, head.bias).float()  # the head itself is replaced
         return F.cross_entropy(cap * torch.tanh(logits / cap), labels, reduction="none")
 
     pairs = zip(hidden_NH.split(CHUNK_TOKENS), labels_N.split(CHUNK_TOKENS), strict=True)
     return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
 
 
+def _logit_scale(config: Any) -> float:
+    """Factor that a family puts on its logits (Cohere multiplies, Granite divides)."""
+    return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1)
+
+
 @contextlib.contextmanager
-def _passing_through(head: nn.Module) -> Generator[None]:
-    head.forward = lambda hidden: hidden
+def _forward_of(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
+    head.forward = forward
     try:
         yield
     finally:
