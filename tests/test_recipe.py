@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from endprompt import flops
 from endprompt import recipe as recipes
 from endprompt.errors import RecipeError
 from endprompt.recipe import Kind, Recipe
@@ -89,6 +90,35 @@ def test_endprompt_takes_a_text_and_a_pool() -> None:
 def test_faults_are_named_with_their_key(override: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipes.load("endprompt").replace(override)
+
+
+def test_a_place_in_a_list_is_set_as_a_whole() -> None:
+    changed = recipes.load("recall-pose").replace({"rows.kinds.1": {"share": 0.5}})
+    assert changed.rows.kinds[1] == Kind(share=0.5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_rows_of_a_step_divide_among_ranks(ranks: int) -> None:
+    recipe = recipes.load("short").replace({"rows.tokens": 512, "training.tokens_per_step": 8192})
+    amounts = recipe.resolve(window=2048, target=8192, gpu=False).amounts
+    at_once, accumulated = amounts.batches(ranks, 1024)
+    assert at_once * accumulated * ranks == 16
+    assert at_once == 2
+    with pytest.raises(RecipeError, match="16 rows a step do not divide among 3 processes"):
+        amounts.batches(3, 1024)
+
+
+def test_operations_of_a_row_follow_what_trains() -> None:
+    decoder = flops.Decoder(2, 64, 96, 4, 2, 16, 97)
+    full, longlora = (
+        recipes.load(name).resolve(window=128, target=512, gpu=False)
+        for name in ("full", "longlora")
+    )
+    assert full.row_flops(decoder) == flops.training(decoder, 512)
+    assert full.row_flops(decoder, checkpointing=True) > full.row_flops(decoder)
+    assert longlora.row_flops(decoder) == flops.training(
+        decoder, 512, trains="lora+", kind="shifted"
+    )
 
 
 def test_a_terminal_is_added_by_a_dotted_key() -> None:

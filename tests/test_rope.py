@@ -88,7 +88,10 @@ def test_longrope_with_given_factors_is_that_of_transformers(
     pairs = base.rotary_size // 2
     drawn = st.lists(st.floats(1.0, 64.0), min_size=pairs, max_size=pairs)
     long, short = data.draw(drawn), data.draw(drawn)
-    parameters = rope.parameters(base, "longrope", s, long_factor=long, short_factor=short)
+    size = data.draw(st.none() | st.floats(0.5, 2.0))
+    parameters = rope.parameters(
+        base, "longrope", s, long_factor=long, short_factor=short, attention_factor=size
+    )
     for length in (base.window, base.window + 1):
         expected, scale = theirs(base, parameters, length)
         found = rope.inverse_frequencies(parameters, base.rotary_size, length=length)
