@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,3 +93,12 @@ def wide() -> dict[str, str]:
     import os
 
     return {**os.environ, "COLUMNS": "200"}
+
+
+def test_page_in_the_docs_is_not_stale() -> None:
+    """Made anew by `endprompt methods --markdown > docs/methods.md`."""
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        assert f"| `{name}` | {recipe.summary} |" in page
+        assert f"- **`{name}`** follows {recipe.source}." in page
