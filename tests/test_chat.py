@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import WINDOW, save_tiny
 from endprompt.chat import Conversation
 from endprompt.cli.app import run
 from endprompt.errors import EvaluationError
 from endprompt.train import model as models
+from tiny_checkpoint import WINDOW, save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from conftest import save_tiny
 from endprompt import extension, recipe
 from endprompt.record import sha256_file
+from tiny_checkpoint import save_tiny
 
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]

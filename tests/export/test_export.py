@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import WINDOW, save_tiny
 from endprompt import recipe as recipes
 from endprompt import record
 from endprompt.cli.app import run as command
@@ -23,6 +22,7 @@ from endprompt.export.checkpoint import export
 from endprompt.export.reference import FILE, logits_at, prompt_lengths, read
 from endprompt.export.verify import verify
 from endprompt.train import model as models
+from tiny_checkpoint import WINDOW, save_tiny
 
 TARGET = 512
 SCALINGS = ("pi", "ntk", "dynamic", "yarn", "llama3", "longrope")

@@ -11,10 +11,10 @@ import torch
 from gguf import GGUFReader
 from test_export import TARGET, make_run
 
-from conftest import WINDOW, save_tiny
 from endprompt.errors import RopeError
 from endprompt.export.checkpoint import export
 from endprompt.train import model as models
+from tiny_checkpoint import WINDOW, save_tiny
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llama_cpp.py"
 

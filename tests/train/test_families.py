@@ -151,7 +151,7 @@ def test_every_recipe_takes_a_step(name: str, tiny: Any, tmp_path: Any) -> None:
     target, recipe = 2048, recipes.load(name)
     changes: dict[str, Any] = {"training.learning_rate": 1e-2, "training.warmup_steps": 0}
     if recipe.rows.tokens == "auto":
-        changes["rows.tokens"] = 1024
+        changes["rows.tokens"] = 1536  # a token a letter makes long cues
     resolved = recipe.replace(changes).resolve(window=128, target=target, gpu=False)
     resolved = resolved.replace({"training.tokens": resolved.training.tokens_per_step})
     done = train(

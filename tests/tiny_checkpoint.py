@@ -1,0 +1,45 @@
+"""A tiny random model with a byte-level tokenizer, saved as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+WINDOW = 128
+WORDS = (
+    "the river ran past old stone mills where people met to trade grain and cloth before winter "
+    "closed the road and long nights came down from the hills to the town"
+).split()
+
+
+def save_tiny(folder: Path, family: str = "llama", **changes: Any) -> Path:
+    """A random model of 2 layers with a window of 128 and a byte-level tokenizer, saved."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": WINDOW,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "pad_token_id": None,
+    }
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**(settings | changes))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
