@@ -47,9 +47,7 @@ def test_every_error_has_its_remedy() -> None:
 def test_links_between_documents_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     local = [link for link in links if not link.startswith(("http", "mailto"))]
-    known = {"docs/lab.md"}  # written by a study, with its figures
-    assert [link for link in local if link not in known
-            and not (page.parent / link).exists()] == []  # fmt: skip
+    assert [link for link in local if not (page.parent / link).exists()] == []
 
 
 def test_verbs_in_the_guides_are_there() -> None:
