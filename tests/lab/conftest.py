@@ -13,7 +13,7 @@ from endprompt.lab.study import Study
 @pytest.fixture(scope="session")
 def regime() -> Regime:
     base = Base(width=32, mlp=16, steps=3, tokens_per_step=256)
-    return Regime(base=base, tokens_per_step=256, steps=2, examinations=2)
+    return Regime(base=base, tokens_per_step=256, steps={"pi": 2}, examinations=2)
 
 
 @pytest.fixture(scope="session")

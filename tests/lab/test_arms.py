@@ -16,7 +16,7 @@ from endprompt.lab.arms import Regime
 def test_every_recipe_becomes_an_arm(name: str, scaling: str) -> None:
     regime = Regime()
     found = arms.adapt(arms.load(name), regime, scaling, factor=8, seed=3)
-    assert found.amounts.tokens == regime.steps * regime.tokens_per_step
+    assert found.amounts.tokens == regime.steps[scaling] * regime.tokens_per_step
     assert found.training.learning_rate == regime.learning_rate[scaling]
     assert found.training.seed == 3
     assert found.rope.scaling == scaling
@@ -42,7 +42,7 @@ def test_all_arms_of_a_factor_see_as_many_tokens(factor: int) -> None:
         arms.adapt(arms.load(name), regime, "pi", factor=factor, seed=0).amounts.tokens
         for name in ("short", "full")
     }
-    assert amounts == {regime.steps * regime.tokens_per_step}
+    assert amounts == {regime.steps["pi"] * regime.tokens_per_step}
 
 
 def test_a_recipe_of_ones_own_is_an_arm(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from endprompt.train import model as models
 from endprompt.train import probe
 
 BASE = Path(__file__).parent / "base"
-REGIME = Regime(steps=60, learning_rate={"yarn": 2e-3}, examinations=12)
+REGIME = Regime(steps={"yarn": 60}, learning_rate={"yarn": 2e-3}, examinations=12)
 
 
 def result(name: str, seed: int) -> dict[str, Any]:
@@ -74,6 +74,6 @@ def test_the_position_check_would_have_refused_it(monkeypatch: pytest.MonkeyPatc
     from endprompt.errors import ProbeError
 
     monkeypatch.setattr(models, "load", without_mask(models.load))
-    monkeypatch.setattr(f"{__name__}.REGIME", dataclasses.replace(REGIME, steps=1))
+    monkeypatch.setattr(f"{__name__}.REGIME", dataclasses.replace(REGIME, steps={"yarn": 1}))
     with pytest.raises(ProbeError):
         result("pose", 0)

@@ -77,7 +77,7 @@ def test_a_budget_that_is_spent_begins_nothing(toy: Study, tmp_path: Path) -> No
 def test_changed_settings_have_results_of_their_own(toy: Study, tmp_path: Path) -> None:
     import dataclasses
 
-    other = dataclasses.replace(toy, regime=dataclasses.replace(toy.regime, steps=4))
+    other = dataclasses.replace(toy, regime=dataclasses.replace(toy.regime, steps={"pi": 4}))
     mine, theirs = ({one.result(arm, tmp_path) for arm in one.arms()} for one in (toy, other))
     assert len(mine - theirs) == 6  # all that is trained
 
