@@ -181,7 +181,7 @@ def test_chat_template_wraps_the_question_not_the_answer_prefix(
     assert wrap_of("chat", tokenizer) == Wrap("<s>user {are}\n", "</s>\n<s>reply\n")
     assert next(samples("fwe", 2048, 1, 42, tokenizer, data, "chat")).input.startswith("<s>user")
     wrap = wrap_of("chat", tokenizer)
-    for task in TASKS:
+    for task in ("niah_multiquery", "vt", "cwe", "fwe", "qa_1"):
         (row,) = Cell(find_task(task), 4096, 1, 42, counter, data, wrap)
         assert row.input.startswith("<s>user {are}\n")
         assert row.input.endswith("</s>\n<s>reply\n")
