@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
 VERBS: tuple[str, ...] = (
     "extend",
     "plan",
@@ -61,10 +62,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         app(args=arguments, standalone_mode=True)
     except SystemExit as done:
+        if done.code == INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            typer.echo("endprompt: stopped; give the same command again to go on", err=True)
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except KeyboardInterrupt:
-        typer.echo("endprompt: stopped; give the same command again to go on", err=True)
-        return 130
     except EndPromptError as error:
         typer.echo(f"endprompt: {error}", err=True)
         return 1
