@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -257,20 +256,3 @@ def test_a_summary_has_an_interval_from_five_values_on() -> None:
     found = extension.summary([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["mean"] == 3.0
     assert 1.0 <= found["low"] < 3.0 < found["high"] <= 5.0
-
-
-def test_interrupt_from_the_keyboard_says_how_to_go_on(
-    tiny: Path, text: Path, tmp_path: Path
-) -> None:
-    words = ["extend", tiny, "--text", text, *SMALL, "--out", tmp_path / "run"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "endprompt", *map(str, words)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also under `nohup ... &`
-    )  # fmt: skip
-    while child.poll() is None and not (tmp_path / "run" / "jobs").exists():
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGINT)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert said.strip() == "endprompt: stopped; give the same command again to go on"
