@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -137,7 +138,7 @@ def run(
             progress(State(done, total, what, clock.left([kind for kind, _ in jobs])))
 
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _one_thread) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _become_worker) as pool:
         running: dict[concurrent.futures.Future, tuple[str, Any]] = {}
         waiting_for = set(missing)
         try:
@@ -200,7 +201,9 @@ class _Clock:
         return sum(mean[kind] for kind in kinds) / self._workers
 
 
-def _one_thread() -> None:
+def _become_worker() -> None:
+    """One thread, no chatter, and an end when the parent ends, however it does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
@@ -208,6 +211,13 @@ def _one_thread() -> None:
 
     torch.set_num_threads(1)
     quiet.quiet()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make_base(base: bases.Base, seed: int, cache: Path) -> float:
