@@ -1,0 +1,42 @@
+"""`endprompt lab` says what is wrong in one line, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from endprompt.cli.app import run
+from endprompt.cli.lab import _seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--arms", "short,pos"], "unknown method 'pos' (did you mean 'pose'?)"),
+        (["--arms", "yarn-mine.yaml"], "no recipe file yarn-mine.yaml"),
+        (["--arms", "pi"], "arm 'pi' trains nothing"),
+        (["--scaling", "yarm"], "unknown scaling 'yarm' (did you mean 'yarn'?)"),
+    ],
+)
+def test_a_mistake_is_named(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lab"
+    assert run(["lab", *words, "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("words", [["--factor", "1"], ["--factor", "x"], ["--budget", "soon"]])
+def test_a_number_that_is_none_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lab", *words]) == 2
+    assert "is no " in capsys.readouterr().err
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    assert [_seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
