@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from endprompt.lab import language
@@ -90,6 +90,7 @@ def test_a_needle_is_stated_once_before_it_is_asked(seed: int, kind: language.Ki
 
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds)
+@example(seed=2563)  # its values are stated in the other order
 def test_several_values_are_all_stated(seed: int) -> None:
     exam = examination("multivalue", 256, (seed, 1))
     text = [int(token) for token in exam.tokens_T]
@@ -100,7 +101,8 @@ def test_several_values_are_all_stated(seed: int) -> None:
             for n in range(len(text) - 3)
             if text[n] == PLUS and text[n + 1 : n + 3] == key
         ]
-        assert tuple(stated) == question.answer
+        assert question.any_order
+        assert sorted(stated) == sorted(question.answer)
 
 
 @settings(max_examples=30, deadline=None)
