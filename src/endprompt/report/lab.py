@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import __version__, record
+from endprompt import record
 from endprompt.report import figures, page
 from endprompt.report.lab_summary import (
     CONTROL,
@@ -428,23 +428,11 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
 
 def render(results: Sequence[Result]) -> str:
     """The page, self-contained; everything from results is escaped."""
-    import jinja2
-    from markupsafe import Markup
-
-    style, script = page.shipped("page.css"), page.shipped("page.js")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(page.shipped),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-    )
     found = groups(results)
     seeds = sorted({result["seed"] for result in results})
     base = results[0]["base"]
-    return environment.get_template("lab.html").render(
-        policy=page.policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+    return page.fill(
+        "lab.html",
         facts=(
             f"{len(seeds)} base(s) of {base['parameters']:,} parameters, window "
             f"{base['base']['window']} tokens; control {CONTROL}, rival {RIVAL}"
@@ -464,7 +452,6 @@ def render(results: Sequence[Result]) -> str:
         recipes=_recipes(results),
         origin=results[0]["provenance"],
         marks=MARKS,
-        version=__version__,
     )
 
 

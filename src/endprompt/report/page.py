@@ -36,26 +36,15 @@ def render_all(runs: Mapping[str, Run]) -> str:
 
     Raises ValueError when there is none.
     """
-    import jinja2
     from markupsafe import Markup
 
     if not runs:
         raise ValueError("no run to report on")
     whole = combined(runs)
-    style, script = shipped("page.css"), shipped("page.js")
     drawn = _drawings(whole, runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(shipped),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-    )
-    return environment.get_template("page.html").render(
-        policy=policy(style, script),
-        # Files of this package and SVG out of an XML writer: the only things not escaped here.
-        style=Markup(style),
-        script=Markup(script),
-        figures={
+    return fill(
+        "page.html",
+        figures={  # SVG out of an XML writer: not escaped
             name: {"title": one.title, "svg": Markup(one.svg(themed=True))}
             for name, one in drawn.items()
         },
@@ -68,8 +57,28 @@ def render_all(runs: Mapping[str, Run]) -> str:
         compared=tables.compared(whole),
         needles=tables.needle_by_depth(whole),
         marks=MARKS,
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page from a shipped template: values are escaped, this package's own files are not."""
+    import jinja2
+    from markupsafe import Markup
+
+    style, script = shipped("page.css"), shipped("page.js")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(shipped),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+    )
+    return environment.get_template(template).render(
+        policy=policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
         absent=tables.ABSENT,
         version=__version__,
+        **values,
     )
 
 
