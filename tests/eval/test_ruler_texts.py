@@ -102,7 +102,7 @@ def test_files_are_read_in_their_original_formats(tmp_path: Path) -> None:
     assert given.source("essays").published
     made_up = Data(hub=False)
     for what in ("squad", "hotpotqa"):
-        assert given.library(what) == made_up.library(what)
+        assert given.collection(what) == made_up.collection(what)
         assert not made_up.source(what).published
         assert given.source(what).origin == what
 
@@ -125,7 +125,7 @@ def test_a_broken_file_is_named(tmp_path: Path, what: str, content: str, message
     files: dict[str, Any] = {what: path}
     data = Data(**files, hub=False)
     with pytest.raises(EvaluationError, match=message):
-        data.essays() if what == "essays" else data.library(what)
+        data.essays() if what == "essays" else data.collection(what)
 
 
 def test_a_missing_file_is_named_at_once(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_hub_out_of_reach_gives_the_stand_in(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(data_module, "reachable", lambda address: False)
     data = Data()
-    data.library("squad")
+    data.collection("squad")
     assert data.source("squad").origin == standin.NAME
 
 

@@ -349,7 +349,7 @@ class QuestionBuilder:
 
     def __init__(self, settings: Questions, length: int, seed: int, wrap: Wrap, data: Data) -> None:
         del length
-        self._library = data.library(settings.source)
+        self._collection = data.collection(settings.source)
         self._draw = random.Random(seed)
         self._seed = seed
         self._wording = _named(wrap, templates().qa)
@@ -358,13 +358,13 @@ class QuestionBuilder:
     @property
     def available(self) -> int:
         """Number of questions, thus of samples."""
-        return len(self._library.questions)
+        return len(self._collection.questions)
 
     def floor(self, index: int) -> int:
-        return len(self._library.questions[index].context)
+        return len(self._collection.questions[index].context)
 
     def build(self, size: int, index: int) -> Draft:
-        question = self._library.questions[index]
+        question = self._collection.questions[index]
         documents = self._documents(size, question)
         random.Random(self._seed).shuffle(documents)
         template = templates().document
@@ -378,7 +378,7 @@ class QuestionBuilder:
         )
 
     def _documents(self, size: int, question: Question) -> list[str]:
-        documents, own, related = self._library.documents, question.context, question.related
+        documents, own, related = self._collection.documents, question.context, question.related
         if size >= len(documents):
             repeats = -(-size // len(documents))
             return list((documents * repeats)[:size])

@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Library:
+class Collection:
     """Questions and the sorted documents that they are asked of."""
 
     questions: tuple[Question, ...]
@@ -101,7 +101,7 @@ class Data:
         """The essays as words, with their sentences."""
         return self._once("essays", self._essays)
 
-    def library(self, what: str) -> Library:
+    def collection(self, what: str) -> Collection:
         """The questions and documents of `squad` or `hotpotqa`."""
         parse = {"squad": _squad, "hotpotqa": _hotpotqa}[what]
         return self._once(what, lambda: self._parsed(what, parse))
@@ -179,7 +179,7 @@ def _words(content: dict[str, str]) -> tuple[str, ...]:
     return tuple(content.values())
 
 
-def _squad(content: dict[str, Any]) -> Library | None:
+def _squad(content: dict[str, Any]) -> Collection | None:
     articles = content["data"]
     documents = tuple(sorted({p["context"] for a in articles for p in a["paragraphs"]}))
     number = {document: at for at, document in enumerate(documents)}
@@ -194,10 +194,10 @@ def _squad(content: dict[str, Any]) -> Library | None:
                 for qa in paragraph["qas"]
                 if not qa["is_impossible"]
             ]
-    return Library(tuple(questions), documents) if questions else None
+    return Collection(tuple(questions), documents) if questions else None
 
 
-def _hotpotqa(content: list[dict[str, Any]]) -> Library | None:
+def _hotpotqa(content: list[dict[str, Any]]) -> Collection | None:
     def document(title: str, sentences: list[str]) -> str:
         return f"{title}\n{''.join(sentences)}"
 
@@ -211,7 +211,7 @@ def _hotpotqa(content: list[dict[str, Any]]) -> Library | None:
         )
         for item in content
     )
-    return Library(questions, documents) if questions else None
+    return Collection(questions, documents) if questions else None
 
 
 # -- the hub ---------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def _preload(data: Data, what: str) -> None:
     if what in {"essays", "sentences"}:
         data.essays()
     else:
-        data.library(what)
+        data.collection(what)
 
 
 _received: list[Order] = []
