@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -254,3 +255,20 @@ def test_wrong_settings_are_refused() -> None:
         rope.parameters(base, "longrope", 4.0, long_factor=[1.0] * 3)
     with pytest.raises(RopeError, match="unknown rope_type 'axial'"):
         rope.inverse_frequencies({"rope_type": "axial", "rope_theta": 1.0, "factor": 2.0}, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "named", "expected"),
+    [
+        ("yarn", 8192, 10**30, 8192),
+        ("dynamic", 2048, 8192, 8192),
+        ("dynamic", 2048, 512, 2048),
+        ("dynamic", 2048, 10**30, 2048),
+        ("default", 2048, 8192, 2048),
+    ],
+)
+def test_window_counts_scaling_also_where_the_config_does_not(
+    kind: str, held: int, named: int, expected: int
+) -> None:
+    config = SimpleNamespace(max_position_embeddings=held, rope_parameters={"rope_type": kind})
+    assert rope.window_of(config, SimpleNamespace(model_max_length=named)) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from endprompt import rope
 from endprompt.errors import EvaluationError
 
 
@@ -28,8 +29,8 @@ class Conversation:
 
     @property
     def window(self) -> int:
-        """Positions that the model's config allows."""
-        return int(self.model.config.max_position_embeddings)
+        """Positions that the model is good for, scaling included."""
+        return rope.window_of(self.model.config, self.tokenizer)
 
     @property
     def used(self) -> int:

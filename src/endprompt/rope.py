@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 from endprompt.errors import RopeError
 
 Floats = NDArray[np.float64]
+UNLIMITED = 10**9
+"""Tokenizers that name no length hold a number above this."""
 
 ROPE_TYPES = {
     "pi": "linear",
@@ -108,6 +110,20 @@ def check_scaling(model_type: str, scaling: str) -> None:
             f"model type {model_type!r} takes no scaling {scaling!r}: set rope.scaling to "
             f"{' or '.join(allowed[1:])}"
         )
+
+
+def window_of(config: Any, tokenizer: Any) -> int:
+    """Positions that a model is good for, scaling included.
+
+    `dynamic` keeps the original window in the config and names no end: there it is the length
+    that the tokenizer was saved with, where that is longer.
+    """
+    held = int(config.max_position_embeddings)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    named = getattr(tokenizer, "model_max_length", 0) or 0
+    if parameters.get("rope_type") == "dynamic" and held < named < UNLIMITED:
+        return int(named)
+    return held
 
 
 def factor(window: int, target: int, relative: float = 1.0) -> float:

@@ -288,7 +288,9 @@ def _by_scaling(found: list[Any], base: Any, target: int, name: str) -> Table:
     for scaling in dict.fromkeys(one.scaling for one in found):
         mine = [one for one in found if one.scaling == scaling]
         parameters = rope.parameters(base, scaling, rope.factor(base.window, target))
-        w, _ = rope.inverse_frequencies(parameters, base.rotary_size)
+        w, _ = rope.inverse_frequencies(
+            parameters, base.rotary_size, length=target, window=base.window
+        )
         tight = [one.tightness for one in mine]
         rows.append(
             (

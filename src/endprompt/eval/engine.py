@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from endprompt import rope
 from endprompt.errors import EvaluationError, ModelError
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
@@ -196,8 +197,8 @@ class Engine(Coder):
 
     @property
     def window(self) -> int:
-        """Largest number of positions that the model's config allows."""
-        return int(self._text_config.max_position_embeddings)
+        """Largest number of positions that the model's config allows, scaling included."""
+        return rope.window_of(self._text_config, self.tokenizer)
 
     @property
     def vocabulary(self) -> int:
@@ -207,8 +208,8 @@ class Engine(Coder):
     @property
     def length_dependent(self) -> bool:
         """RoPE frequencies change with the prompt's length: prompts are read in one piece."""
-        rope = getattr(self._text_config, "rope_parameters", None) or {}
-        return rope.get("rope_type") in LENGTH_DEPENDENT
+        parameters = getattr(self._text_config, "rope_parameters", None) or {}
+        return parameters.get("rope_type") in LENGTH_DEPENDENT
 
     @property
     def end_ids(self) -> frozenset[int]:
