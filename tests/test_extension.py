@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from endprompt import extension, recipe
+from endprompt import extension, outcome, recipe
 from endprompt.record import sha256_file
 from tiny_checkpoint import save_tiny
 
@@ -252,7 +252,7 @@ def test_default_lengths_end_at_the_target() -> None:
 
 
 def test_a_summary_has_an_interval_from_five_values_on() -> None:
-    assert "low" not in extension.summary([1.0, 2.0])
-    found = extension.summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert "low" not in outcome.summary([1.0, 2.0])
+    found = outcome.summary([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["mean"] == 3.0
     assert 1.0 <= found["low"] < 3.0 < found["high"] <= 5.0

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
-from endprompt import embedded, flops, jobs, record, rope
+from endprompt import embedded, flops, jobs, outcome, record, rope
 from endprompt import plan as cost_model
 from endprompt.errors import OutputError, RecipeError
 from endprompt.recipe import Recipe
@@ -250,106 +249,16 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
         "lengths": plan.lengths,
         "plan": plan.costs["total"],
         "position_check": plan.checks,
-        "arms": [_arm_record(request.out, arm) for arm in plan.arms],
+        "arms": [
+            outcome.arm_record(request.out / "arms" / arm.name, arm.name, arm.label, arm.recipe)
+            for arm in plan.arms
+        ],
     }
     found |= _rows_shown(request, plan)
     found["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
         if arm.name == plan.recipe.name:
             found["checkpoint"] = str(request.out / "arms" / arm.name / "model")
-    return found
-
-
-def _arm_record(out: Path, arm: Arm) -> dict[str, Any]:
-    folder = out / "arms" / arm.name
-    found: dict[str, Any] = {
-        "name": arm.name,
-        "label": arm.label,
-        "trained": arm.trained,
-        "recipe": arm.recipe.model_dump(mode="json"),
-        "tokens": 0,
-        "flops": 0.0,
-        "seconds": 0.0,
-        "curve": [],
-    }
-    if arm.trained:
-        trained = json.loads((folder / "train.json").read_text())
-        found |= {key: trained[key] for key in ("tokens", "seconds", "curve", "resumed_at")}
-        found["flops"] = trained["flops"]
-        found["peak_memory_gib"] = round(trained["peak_memory_bytes"] / 2**30, 2)
-    found["evaluation"] = _evaluation(json.loads((folder / "window.json").read_text()))
-    return found
-
-
-def _evaluation(check: dict[str, Any]) -> dict[str, Any]:
-    """A window check by metric and length, each with the values that intervals are made of."""
-    lengths = check["lengths"]
-
-    def at(rows: list[dict[str, Any]], length: int, key: str) -> list[float]:
-        return [float(row[key]) for row in rows if row["length"] == length]
-
-    return {
-        "lengths": lengths,
-        "last_tokens": check["last"],
-        "seed": check["seed"],
-        "texts": check["texts"],
-        "seconds": check["seconds"],
-        "peak_memory_gib": round(check["peak_memory_bytes"] / 2**30, 2),
-        "loss": {str(n): summary(at(check["losses"], n, "nll")) for n in lengths},
-        "loss_by_position": _mean_curve(check["curve"]),
-        "needle": {
-            str(n): {
-                "nll": summary(at(check["needles"], n, "nll_per_token")),
-                "digits": summary(at(check["needles"], n, "digits_right")),
-                "hits": summary(at(check["needles"], n, "hit")),
-                "by_depth": _by_depth([row for row in check["needles"] if row["length"] == n]),
-            }
-            for n in lengths
-        },
-        "quote": {str(n): summary(at(check["quotes"], n, "nll")) for n in lengths},
-    }
-
-
-def summary(values: list[float], resamples: int = 2000) -> dict[str, Any]:
-    """Mean with a 95 % bootstrap interval; no interval for fewer than five values."""
-    array = np.array(values, dtype=np.float64)
-    found: dict[str, Any] = {"mean": float(array.mean()), "values": values}
-    if len(array) >= 5:
-        rng = np.random.default_rng(0)
-        means = rng.choice(array, (resamples, len(array))).mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        found |= {"low": float(low), "high": float(high)}
-    return found
-
-
-def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean over documents of the loss in each bin of positions."""
-    places = sorted({(row["start"], row["end"]) for row in bins})
-    return [
-        {
-            "start": start,
-            "end": end,
-            "mean": float(np.mean([row["nll"] for row in bins if row["start"] == start])),
-        }
-        for start, end in places
-    ]
-
-
-def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:
-    """Needles of one length in equal bands of depth; an empty band is left out."""
-    found = []
-    for band in range(bands):
-        low, high = band / bands, (band + 1) / bands
-        inside = [row for row in needles if low <= row["depth"] < high]
-        if inside:
-            found.append(
-                {
-                    "depth": (low + high) / 2,
-                    "nll": float(np.mean([row["nll_per_token"] for row in inside])),
-                    "digits": float(np.mean([row["digits_right"] for row in inside])),
-                    "hits": float(np.mean([row["hit"] for row in inside])),
-                }
-            )
     return found
 
 
@@ -378,7 +287,7 @@ def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
     if not rows:
         return {}
     return {
-        "example_row": _in_words(rows[plan.recipe.name], tokenizer),
+        "example_row": outcome.in_words(rows[plan.recipe.name], tokenizer),
         "coverage": {
             "recipes": [
                 coverage.summary(arm.name, arm.label, rows[arm.name], target=request.target)
@@ -386,25 +295,6 @@ def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
                 if arm.trained
             ]
         },
-    }
-
-
-def _in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:
-    """The row that reaches farthest, those with a terminal first, piece by piece."""
-    row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
-    cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
-    parts = np.split(np.arange(len(row.tokens_T)), cuts)
-    ends = [(int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])) for part in parts]
-    return {
-        "segments": [
-            {
-                "kind": "terminal" if row.segments_T[part[0]] else "prefix",
-                "text": tokenizer.decode(row.tokens_T[part]),
-                "positions": [first, last],
-            }
-            for part, (first, last) in zip(parts, ends, strict=True)
-        ],
-        "positions": [[first, last + 1] for first, last in ends],
     }
 
 

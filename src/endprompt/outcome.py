@@ -1,0 +1,126 @@
+"""What jobs left in files, in the shape of `run.json`: values, intervals, a row in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from endprompt.recipe import Recipe
+
+if TYPE_CHECKING:
+    from endprompt.data.rows import Row
+
+
+def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str, Any]:
+    """What an arm of a run was and gave: its training, if any, and its evaluation."""
+    found: dict[str, Any] = {
+        "name": name,
+        "label": label,
+        "trained": recipe.trained,
+        "recipe": recipe.model_dump(mode="json"),
+        "tokens": 0,
+        "flops": 0.0,
+        "seconds": 0.0,
+        "curve": [],
+    }
+    if recipe.trained:
+        trained = json.loads((folder / "train.json").read_text())
+        found |= {key: trained[key] for key in ("tokens", "seconds", "curve", "resumed_at")}
+        found["flops"] = trained["flops"]
+        found["peak_memory_gib"] = round(trained["peak_memory_bytes"] / 2**30, 2)
+    found["evaluation"] = evaluation(json.loads((folder / "window.json").read_text()))
+    return found
+
+
+def evaluation(check: dict[str, Any]) -> dict[str, Any]:
+    """A window check by metric and length, each with the values that intervals are made of."""
+    lengths = check["lengths"]
+
+    def at(rows: list[dict[str, Any]], length: int, key: str) -> list[float]:
+        return [float(row[key]) for row in rows if row["length"] == length]
+
+    return {
+        "lengths": lengths,
+        "last_tokens": check["last"],
+        "seed": check["seed"],
+        "texts": check["texts"],
+        "seconds": check["seconds"],
+        "peak_memory_gib": round(check["peak_memory_bytes"] / 2**30, 2),
+        "loss": {str(n): summary(at(check["losses"], n, "nll")) for n in lengths},
+        "loss_by_position": _mean_curve(check["curve"]),
+        "needle": {
+            str(n): {
+                "nll": summary(at(check["needles"], n, "nll_per_token")),
+                "digits": summary(at(check["needles"], n, "digits_right")),
+                "hits": summary(at(check["needles"], n, "hit")),
+                "by_depth": _by_depth([row for row in check["needles"] if row["length"] == n]),
+            }
+            for n in lengths
+        },
+        "quote": {str(n): summary(at(check["quotes"], n, "nll")) for n in lengths},
+    }
+
+
+def summary(values: list[float], resamples: int = 2000) -> dict[str, Any]:
+    """Mean with a 95 % bootstrap interval; no interval for fewer than five values."""
+    array = np.array(values, dtype=np.float64)
+    found: dict[str, Any] = {"mean": float(array.mean()), "values": values}
+    if len(array) >= 5:
+        rng = np.random.default_rng(0)
+        means = rng.choice(array, (resamples, len(array))).mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        found |= {"low": float(low), "high": float(high)}
+    return found
+
+
+def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over documents of the loss in each bin of positions."""
+    places = sorted({(row["start"], row["end"]) for row in bins})
+    return [
+        {
+            "start": start,
+            "end": end,
+            "mean": float(np.mean([row["nll"] for row in bins if row["start"] == start])),
+        }
+        for start, end in places
+    ]
+
+
+def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:
+    """Needles of one length in equal bands of depth; an empty band is left out."""
+    found = []
+    for band in range(bands):
+        low, high = band / bands, (band + 1) / bands
+        inside = [row for row in needles if low <= row["depth"] < high]
+        if inside:
+            found.append(
+                {
+                    "depth": (low + high) / 2,
+                    "nll": float(np.mean([row["nll_per_token"] for row in inside])),
+                    "digits": float(np.mean([row["digits_right"] for row in inside])),
+                    "hits": float(np.mean([row["hit"] for row in inside])),
+                }
+            )
+    return found
+
+
+def in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:
+    """The row that reaches farthest, those with a terminal first, piece by piece."""
+    row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
+    cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
+    parts = np.split(np.arange(len(row.tokens_T)), cuts)
+    ends = [(int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])) for part in parts]
+    return {
+        "segments": [
+            {
+                "kind": "terminal" if row.segments_T[part[0]] else "prefix",
+                "text": tokenizer.decode(row.tokens_T[part]),
+                "positions": [first, last],
+            }
+            for part, (first, last) in zip(parts, ends, strict=True)
+        ],
+        "positions": [[first, last + 1] for first, last in ends],
+    }
