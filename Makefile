@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/endprompt extend --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart 0
 
 lint: setup
 	$(BIN)/ruff check .
