@@ -71,6 +71,28 @@ def test_questions_leave_the_context_as_it_was(family):
     np.testing.assert_allclose(after.nll_T, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("chunk", [16, 64, 1024])
+def test_questions_asked_together_score_as_each_alone(family, attention, chunk):
+    engine = tiny_engine(family=family, chunk=chunk)
+    engine.model.set_attn_implementation(attention)
+    prefix, rest = random_ids(90, 1), random_ids(40, 2)
+    pairs = [(random_ids(n, n), random_ids(n + 2, n + 50)) for n in (0, 3, 20, 7, 0, 1)]
+    context = engine.context()
+    context.extend(prefix)
+    together = context.ask_all(pairs)
+    for (question, answer), scores in zip(pairs, together, strict=True):
+        ids = prefix + question + answer
+        expected = reference_nll(engine.model, ids)[-len(answer) :]
+        np.testing.assert_allclose(scores.nll_T, expected, atol=2e-4)
+        np.testing.assert_array_equal(scores.right_T, context.ask(question, answer).right_T)
+    assert context.length == 90
+    after = context.extend(rest, scored=40)
+    expected = reference_nll(engine.model, prefix + rest)[-40:]
+    np.testing.assert_allclose(after.nll_T, expected, atol=2e-4)
+
+
 def test_exact_means_what_greedy_decoding_writes():
     engine = tiny_engine(chunk=16)
     context = engine.context()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 LOGIT_ROWS = 256
 SPARE = 512
 BATCH_TOKENS = 4096
+MASK_CELLS = 2**25
 
 
 class _Buffered(DynamicLayer):
@@ -265,11 +266,11 @@ class Engine(Coder):
                 continue
             context = self.context()
             context.extend(context_ids)
-            for number in numbers:
-                results[number] = context.ask([], requests[number][1])
-                _tell(progress, 1)
+            scores = context.ask_all([([], requests[number][1]) for number in numbers])
+            results.update(zip(numbers, scores, strict=True))
+            _tell(progress, len(numbers))
         alone.sort(key=lambda n: -(len(requests[n][0]) + len(requests[n][1])))
-        for batch in _batches(alone, [len(c) + len(a) for c, a in requests]):
+        for batch in _batches(alone, [len(c) + len(a) for c, a in requests], BATCH_TOKENS):
             results.update(self._score_batch([(n, *requests[n]) for n in batch]))
             _tell(progress, len(batch))
         return [results[number] for number in range(len(requests))]
@@ -376,8 +377,7 @@ class Context:
 
         What comes next has to be read with `extend` before anything is asked.
         """
-        whole = all(type(layer) is _Buffered for layer in self._cache.layers)
-        if self.engine.length_dependent or not whole or length > self.length:
+        if not self._plain or length > self.length:
             return False
         self._cache.crop(length - self.length)
         self.length, self._next_V = length, None
@@ -391,6 +391,61 @@ class Context:
         """
         with self._kept():
             return self.extend([*question, *answer], scored=len(answer))
+
+    def ask_all(self, questions: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scores]:
+        """`ask` for many (question, answer) pairs: in one call where the model allows it.
+
+        Each question sees the context and itself, at the positions right after the context.
+        """
+        implementation = self.engine.model.config._attn_implementation
+        if not self._plain or implementation not in ("eager", "sdpa"):
+            return [self.ask(*pair) for pair in questions]
+        results: list[Scores] = []
+        lengths = [len(question) + len(answer) for question, answer in questions]
+        most = max(min(self.engine.chunk, MASK_CELLS // (self.length + 1)), 1)
+        for batch in _batches(range(len(questions)), lengths, most):
+            results += self._ask_batch([questions[number] for number in batch])
+        return results
+
+    @torch.inference_mode()
+    def _ask_batch(self, questions: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scores]:
+        ids: list[int] = []
+        rows: list[int] = []
+        starts: list[int] = []
+        for question, answer in questions:
+            starts.append(len(ids))
+            # The row before each token of the answer predicts it; -1: the context's last row.
+            first = len(question) - 1
+            rows += [len(ids) + first + n if first + n >= 0 else -1 for n in range(len(answer))]
+            ids += [*question, *answer]
+        mark_T = torch.zeros(len(ids), dtype=torch.long)
+        mark_T[starts] = 1
+        of_T = mark_T.cumsum(0) - 1
+        places_T = torch.arange(len(ids)) - torch.tensor(starts)[of_T]
+        sees_TT = (of_T[:, None] == of_T) & (places_T[:, None] >= places_T)
+        dtype = self.engine.model.dtype
+        mask_TS = torch.zeros((len(ids), self.length + len(ids)), dtype=dtype)
+        mask_TS[:, self.length :].masked_fill_(~sees_TT, torch.finfo(dtype).min)
+        kept = sorted({row for row in rows if row >= 0})
+        with self._kept():
+            logits_KV = self._call(
+                torch.tensor(ids), self.length + places_T, mask_TS[None, None], torch.tensor(kept)
+            )
+        place = {row: n for n, row in enumerate(kept)}
+        if -1 in rows:
+            if self._next_V is None:
+                raise EvaluationError("an empty prompt: give at least one token")
+            logits_KV = torch.cat([logits_KV, self._next_V[None]])
+            place[-1] = len(kept)
+        order = torch.tensor([place[row] for row in rows], device=logits_KV.device)
+        answers = [token for _, answer in questions for token in answer]
+        targets_T = torch.tensor(answers, device=logits_KV.device)
+        nll_T, right_T = _nll(logits_KV[order], targets_T)
+        ends = np.cumsum([len(answer) for _, answer in questions])[:-1]
+        return [
+            Scores(nll, right)
+            for nll, right in zip(np.split(nll_T, ends), np.split(right_T, ends), strict=True)
+        ]
 
     def complete(
         self, question: Sequence[int], max_new_tokens: int, *, stop: Sequence[str] = ()
@@ -418,6 +473,12 @@ class Context:
                     self.extend([token])
         return out
 
+    @property
+    def _plain(self) -> bool:
+        """Every layer keeps every token, and no frequency depends on the length."""
+        whole = all(type(layer) is _Buffered for layer in self._cache.layers)
+        return whole and not self.engine.length_dependent
+
     @contextmanager
     def _kept(self) -> Generator[None]:
         length, after_V = self.length, self._next_V
@@ -432,23 +493,29 @@ class Context:
 
     def _forward(self, ids_T: torch.Tensor, keep_from: int) -> torch.Tensor:
         """Logits [T-keep_from, V] of the rows from `keep_from`; the cache grows by T."""
+        end = self.length + len(ids_T)
+        # A mask of ones keeps Transformers from guessing borders of packed documents.
+        mask_1S = torch.ones((1, end), dtype=torch.long)
+        rows = torch.arange(keep_from, len(ids_T))
+        return self._call(ids_T, torch.arange(self.length, end), mask_1S, rows)
+
+    def _call(
+        self, ids_T: torch.Tensor, positions_T: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
         engine = self.engine
-        count = len(ids_T)
-        end = self.length + count
         arguments = {
             "input_ids": ids_T[None].to(engine.device),
-            "position_ids": torch.arange(self.length, end, device=engine.device)[None],
-            # A mask of ones keeps Transformers from guessing borders of packed documents.
-            "attention_mask": torch.ones((1, end), dtype=torch.long, device=engine.device),
+            "position_ids": positions_T[None].to(engine.device),
+            "attention_mask": mask.to(engine.device),
             "use_cache": True,
-            "logits_to_keep": torch.arange(keep_from, count, device=engine.device),
+            "logits_to_keep": rows.to(engine.device),
             engine._cache_argument: self._cache,
         }
-        logits_TV = engine.model(**arguments).logits[0]
-        self.length = end
+        logits_RV = engine.model(**arguments).logits[0]
+        self.length += len(ids_T)
         if not self._held:
             self._cache.crop(0)
-        return logits_TV
+        return logits_RV
 
     def _score_next(self, token: int) -> tuple[np.ndarray, np.ndarray]:
         if self._next_V is None:
@@ -522,13 +589,15 @@ def _nll(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> tuple[np.ndarray, 
     return torch.cat(nll).double().cpu().numpy(), torch.cat(right).cpu().numpy()
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut `order` (longest first) in batches of at most BATCH_TOKENS padded tokens."""
+def _batches(order: Iterable[int], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Cut `order` in batches of at most `most_tokens` tokens, padded to the longest of a batch."""
     batch: list[int] = []
+    longest = 0
     for number in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+        longest = max(longest, lengths[number])
+        if batch and (len(batch) + 1) * longest > most_tokens:
             yield batch
-            batch = []
+            batch, longest = [], lengths[number]
         batch.append(number)
     if batch:
         yield batch

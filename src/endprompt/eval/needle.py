@@ -150,9 +150,7 @@ def needle_grid(
             stack = plant(engine, ids_T, length - room, places, pairs)
             context = engine.context()
             context.extend(stack.ids_T)
-            scores.extend(
-                ask_needle(engine, context, needle, number, length) for needle in stack.needles
-            )
+            scores.extend(ask_needles(engine, context, stack.needles, number, length))
             done += engine.work(length)
             if progress is not None:
                 progress(done / total)
@@ -246,26 +244,30 @@ def plant(
     return Haystack(np.concatenate(parts), text_T, needles)
 
 
-def ask_needle(
-    engine: Engine, context: Context, needle: Needle, document: int, length: int
-) -> NeedleScore:
-    """Score one needle's answer from a context that holds it."""
-    question, answer = question_and_answer(engine, needle.key, needle.answer)
-    scores = context.ask(question, answer)
-    digits = [len(engine.decode([token]).strip()) for token in answer]
-    return NeedleScore(
-        document=document,
-        length=length,
-        key=needle.key,
-        answer=needle.answer,
-        position=needle.start,
-        depth=needle.start / length,
-        tokens=len(answer),
-        nll=scores.total,
-        nll_per_token=scores.mean,
-        digits_right=float(np.average(scores.right_T, weights=digits)),
-        hit=scores.exact,
-    )
+def ask_needles(
+    engine: Engine, context: Context, needles: Sequence[Needle], document: int, length: int
+) -> list[NeedleScore]:
+    """Score the needles' answers from a context that holds them."""
+    pairs = [question_and_answer(engine, needle.key, needle.answer) for needle in needles]
+    found = []
+    for needle, (_, answer), scores in zip(needles, pairs, context.ask_all(pairs), strict=True):
+        digits = [len(engine.decode([token]).strip()) for token in answer]
+        found.append(
+            NeedleScore(
+                document=document,
+                length=length,
+                key=needle.key,
+                answer=needle.answer,
+                position=needle.start,
+                depth=needle.start / length,
+                tokens=len(answer),
+                nll=scores.total,
+                nll_per_token=scores.mean,
+                digits_right=float(np.average(scores.right_T, weights=digits)),
+                hit=scores.exact,
+            )
+        )
+    return found
 
 
 def _sentence_ends(coder: Coder, ids_T: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from endprompt.eval.needle import (
     Haystack,
     Needle,
     NeedleScore,
-    ask_needle,
+    ask_needles,
     keys_and_answers,
     longest_question,
     plant,
@@ -179,10 +179,9 @@ def window_check(
 
         for length in lengths:
             reader.read_to(length - plan.room, report)
-            for needle in plan.needles_at(length):
-                needle_scores.append(ask_needle(engine, reader.context, needle, number, length))
-            for start in plan.quotes_at(length):
-                quote_scores.append(_ask_quote(engine, reader, start, number, length))
+            asked = plan.needles_at(length)
+            needle_scores += ask_needles(engine, reader.context, asked, number, length)
+            quote_scores += _ask_quotes(engine, reader, plan.quotes_at(length), number, length)
             reader.read_to(length, report)
             nll_T = np.where(plan.haystack.text_T[:length], reader.nll_T[:length], np.nan)
             losses.extend(losses_at(nll_T, [length], last, number))
@@ -287,20 +286,24 @@ class _Reader:
             report(high)
 
 
-def _ask_quote(
-    engine: Engine, reader: _Reader, start: int, document: int, length: int
-) -> QuoteScore:
-    span = reader.ids_T[start : start + GIVEN + CONTINUED].tolist()
-    scores = reader.context.ask([*engine.encode(QUOTE), *span[:GIVEN]], span[GIVEN:])
-    return QuoteScore(
-        document=document,
-        length=length,
-        position=start,
-        depth=start / length,
-        tokens=CONTINUED,
-        nll=scores.mean,
-        right=float(scores.right_T.mean()),
-    )
+def _ask_quotes(
+    engine: Engine, reader: _Reader, starts: Sequence[int], document: int, length: int
+) -> list[QuoteScore]:
+    introduction = engine.encode(QUOTE)
+    spans = [reader.ids_T[start : start + GIVEN + CONTINUED].tolist() for start in starts]
+    pairs = [([*introduction, *span[:GIVEN]], span[GIVEN:]) for span in spans]
+    return [
+        QuoteScore(
+            document=document,
+            length=length,
+            position=start,
+            depth=start / length,
+            tokens=CONTINUED,
+            nll=scores.mean,
+            right=float(scores.right_T.mean()),
+        )
+        for start, scores in zip(starts, reader.context.ask_all(pairs), strict=True)
+    ]
 
 
 def _evenly(items: list[Item], count: int) -> list[Item]:
