@@ -22,7 +22,7 @@ LAYERS = (
     {"train", "eval", "plan", "methods"},
     {"lab", "report"},
     {"chat", "export"},
-    {"jobs", "outcome"},
+    {"jobs", "outcome", "sft"},
     {"extension"},
     {"cli"},
 )

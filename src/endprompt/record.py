@@ -19,7 +19,7 @@ from typing import Any
 from endprompt.errors import OutputError
 
 SCHEMA_VERSION = 1
-PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "numpy")
+PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy")
 
 
 @contextlib.contextmanager

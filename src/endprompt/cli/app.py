@@ -32,6 +32,7 @@ VERBS: tuple[str, ...] = (
     "accelerate",
     "evaluate",
     "report",
+    "sft",
     "export",
     "chat",
     "inspect",

@@ -1,0 +1,299 @@
+"""Fine-tune on conversations with TRL's SFTTrainer; window and RoPE stay what they were.
+
+One row a forward pass, so that nothing is padded; with packing, TRL joins rows, their positions
+start again at 0, and a check on the loaded model shows that none of them sees another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from endprompt import record, rope
+from endprompt.errors import OutputError, RecipeError, TrainingError
+from endprompt.recipe import Training
+from endprompt.sft import examples
+from endprompt.sft.settings import Tuning
+from endprompt.train import adapters
+from endprompt.train import model as models
+from endprompt.train.run import COMPLETE, _MarkComplete, last_whole_checkpoint
+
+Progress = Callable[[dict[str, Any]], None]
+SEEN = 1e-3
+"""Share of the logits' spread by which a packed row may differ from the same row alone."""
+
+
+@dataclass
+class Tuned:
+    """What a run leaves: `model/` beside this, written as part of `run.json`."""
+
+    settings: dict[str, Any]
+    window: int
+    rope_parameters: dict[str, Any]
+    data: list[str]
+    data_sha256: str
+    rows: int
+    too_long: int
+    longest: int
+    """Tokens of the longest conversation met, trained or not."""
+    tokens: int
+    learnt: int
+    """Tokens of answers in one pass over the rows."""
+    steps: int
+    seconds: float
+    peak_memory_bytes: int
+    resumed_at: list[int]
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def tune(
+    model: str,
+    data: Sequence[str],
+    settings: Tuning,
+    *,
+    out: Path,
+    split: str = "train",
+    report_to: str = "none",
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Tuned:
+    """Fine-tune `model` on the answers in `data` and save it under `out/model`.
+
+    model     checkpoint folder or hub name, with its scaling in its config
+    data      what `examples.read` reads; `split` of hub data sets
+    progress  called at every step with done, total, loss, seconds
+
+    A killed run goes on from its last whole checkpoint. Raises DataError for rows that can't be
+    learnt, OutputError for an `out` of another run, TrainingError when the loss is not finite or
+    packed rows would see each other.
+    """
+    config, tokenizer = models.load_config(model), models.load_tokenizer(model)
+    window = rope.window_of(config, tokenizer)
+    longest = min(settings.max_tokens or window, window)
+    if settings.max_tokens and settings.max_tokens > window:
+        raise RecipeError(f"max_tokens {settings.max_tokens:,} exceeds the window of {window:,}")
+    say("reading the conversations")
+    found = examples.read(data, tokenizer, max_tokens=longest, split=split)
+    kept = f"{len(found.rows):,} rows, {found.tokens:,} tokens, {found.learnt:,} of them learnt"
+    left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
+    say(f"{kept}{left_out}")
+    fingerprint = found.fingerprint()
+    _claim(out, model, settings, fingerprint)
+
+    before = _window_settings(config)
+    torch.manual_seed(settings.seed)
+    network = models.load(model, config, attention=settings.attention)
+    if settings.packing:
+        check_packing(network)
+    adapters.prepare(
+        network,
+        Training(
+            trains=settings.trains, lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha
+        ),
+    )
+    checkpoint = last_whole_checkpoint(out / "checkpoints")
+    resumed: list[int] = []
+    if checkpoint:
+        resumed += json.loads((checkpoint / COMPLETE).read_text())["resumed_at"]
+        resumed.append(int(checkpoint.name.rpartition("-")[2]))
+        say(f"going on behind step {resumed[-1]}")
+    trainer = _Trainer(
+        model=network,
+        args=_arguments(settings, out, longest, report_to),
+        train_dataset=_dataset(found),
+        processing_class=tokenizer,
+        callbacks=[_MarkComplete(resumed), _Report(progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    began = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise record.full_disk(error, out) from error
+    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+    done = Tuned(
+        settings=settings.model_dump(mode="json"),
+        window=window,
+        rope_parameters=before["rope_parameters"],
+        data=list(data),
+        data_sha256=fingerprint,
+        rows=len(found.rows),
+        too_long=found.too_long,
+        longest=found.longest,
+        tokens=found.tokens,
+        learnt=found.learnt,
+        steps=trainer.state.global_step,
+        seconds=time.perf_counter() - began,
+        peak_memory_bytes=record.peak_memory_bytes(),
+        resumed_at=resumed,
+        curve=curve,
+    )
+    if trainer.is_world_process_zero():
+        whole = adapters.merge(trainer.accelerator.unwrap_model(network))
+        models.save(whole, tokenizer, out / "model", window)
+        after = _window_settings(models.load_config(str(out / "model")))
+        if after != before:
+            raise TrainingError(f"{out / 'model'} lost its window: {after} instead of {before}")
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return done
+
+
+class _Trainer(SFTTrainer):
+    """TRL's, which stops when the loss is lost, and writes no card of its own."""
+
+    def compute_loss(self, *given: Any, **named: Any) -> Any:
+        """TRL's loss on answers. Raises TrainingError when it is not finite."""
+        loss = super().compute_loss(*given, **named)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"loss is {value.item()} at step {self.state.global_step + 1}: lower learning_rate"
+            )
+        return loss
+
+    def create_model_card(self, *given: Any, **named: Any) -> None:
+        """The card is written at export, from the record."""
+
+
+class _Report(TrainerCallback):
+    """Tell the caller about every step."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._began = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs = given.get("logs") or {}
+        if self._progress and "loss" in logs:
+            now = time.perf_counter()
+            self._progress(
+                {
+                    "done": state.global_step,
+                    "total": state.max_steps,
+                    "loss": logs["loss"],
+                    "seconds": now - self._began,
+                }
+            )
+            self._began = now
+
+
+def check_packing(network: Any) -> None:
+    """Refuse to pack for a model whose packed rows are not what they are alone.
+
+    Two short rows are packed as the Trainer will pack them; the logits of the second have to be
+    those it has by itself. Raises TrainingError that names model type and attention.
+    """
+    size = 16
+    ids = (torch.arange(2 * size) * 7 + 3) % network.config.vocab_size
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    packed = dict(collate([{"input_ids": ids.tolist(), "seq_lengths": [size, size]}]))
+    packed.pop("labels")
+    network.eval()
+    with torch.no_grad():
+        given = {
+            key: value.to(network.device) if torch.is_tensor(value) else value
+            for key, value in packed.items()
+        }
+        together_TV = network(**given, use_cache=False).logits[0, size:]
+        alone_BT = ids[None, size:].to(network.device)
+        alone_TV = network(
+            alone_BT, attention_mask=torch.ones_like(alone_BT), use_cache=False
+        ).logits[0]
+    network.train()
+    off = ((together_TV - alone_TV).abs().max() / alone_TV.std()).item()
+    if not off < SEEN:
+        raise TrainingError(
+            f"packing: model type {network.config.model_type!r} with attention "
+            f"{network.config._attn_implementation!r} lets packed rows see each other (logits "
+            f"differ by {off:.2g} of their spread): set packing=false, or another attention"
+        )
+
+
+def _dataset(found: examples.Examples) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [row.tokens_T for row in found.rows],
+            "labels": [row.labels_T for row in found.rows],
+        }
+    )
+
+
+def _window_settings(config: Any) -> dict[str, Any]:
+    """What makes a model's window: RoPE and the number of positions."""
+    return {
+        "rope_parameters": dict(config.rope_parameters or {}),
+        "max_position_embeddings": config.max_position_embeddings,
+    }
+
+
+def _claim(out: Path, model: str, settings: Tuning, fingerprint: str) -> None:
+    """Note what the folder is for; refuse one that was begun with other settings."""
+    claim = {
+        "settings": record.sha256_of(settings.model_dump(mode="json")),
+        "model": model,
+        "data": fingerprint,
+    }
+    path = out / "claim.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        differing = [key for key in claim if before.get(key) != claim[key]]
+        if differing:
+            raise OutputError(
+                f"{out} holds a run with other {' and other '.join(differing)}: "
+                f"choose another --out, or remove the folder"
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out} holds other files: choose another --out")
+    record.write_json(path, claim)
+
+
+def _arguments(settings: Tuning, out: Path, longest: int, report_to: str) -> SFTConfig:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.rows_per_step % ranks:
+        raise RecipeError(
+            f"rows_per_step {settings.rows_per_step} does not divide among {ranks} processes"
+        )
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(out / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.steps or -1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.rows_per_step // ranks,
+        packing=settings.packing,
+        max_length=longest if settings.packing else None,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=settings.dtype == "bfloat16" or (settings.dtype == "auto" and gpu),
+        use_cpu=not gpu,
+        gradient_checkpointing=False,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=report_to,
+        disable_tqdm=True,
+        dataloader_pin_memory=gpu,
+    )

@@ -1,0 +1,69 @@
+"""All settings of supervised fine-tuning, from a YAML file and from `--set`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from endprompt.errors import RecipeError, nearest
+from endprompt.recipe import Count, Settings, Weight
+
+
+class Tuning(Settings):
+    """Amount, optimizer, rows. The learning rate is TRL's default."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the rows; `steps` overrules it."""
+    steps: Count | None = None
+    rows_per_step: Count = 8
+    """Rows whose gradients make one step, over all processes; packed rows, when packing."""
+    max_tokens: Count | None = None
+    """Rows longer than this are left out; None: the model's window. With packing, of a pack."""
+    packing: bool = False
+    """Several conversations in one row: positions start again at 0, none sees another."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Weight = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    trains: Literal["all", "lora", "lora+"] = "all"
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    gradient_checkpointing: bool = True
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    save_steps: Count = 50
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def load(path: Path | None, overrides: dict[str, Any]) -> Tuning:
+    """Settings of a YAML file, the defaults without one, with `overrides` on top.
+
+    Raises RecipeError for a broken file, an unknown key (with the nearest), a value that can't be.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(f"no recipe file {path}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            first = str(error).splitlines()[0]
+            raise RecipeError(f"cannot read recipe {path}: {first}") from None
+        if not isinstance(values, dict):
+            raise RecipeError(f"recipe {path} holds no settings")
+    try:
+        return Tuning.model_validate({**values, **overrides})
+    except ValidationError as error:
+        raise RecipeError(f"settings of sft: {'; '.join(map(_fault, error.errors()))}") from None
+
+
+def _fault(fault: Any) -> str:
+    key = ".".join(str(word) for word in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(key, Tuning.model_fields)}"
+    return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

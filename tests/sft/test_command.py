@@ -1,0 +1,65 @@
+"""The verb: from a run to a run that can be exported, its mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from endprompt import recipe as recipes
+from endprompt.cli.app import run as command
+from endprompt.export import checkpoint
+from endprompt.train import model as models
+
+TARGET = 256
+
+
+@pytest.fixture
+def extended(tiny: Path, tmp_path: Path) -> Path:
+    """A finished run of `endprompt train`, as far as others read it."""
+    folder = tmp_path / "extended"
+    recipe = recipes.load("recall-pose").replace({"rope.scaling": "yarn"})
+    network = models.load(str(tiny), models.scaled_config(str(tiny), recipe, TARGET))
+    models.save(network, models.load_tokenizer(str(tiny)), folder / "model", TARGET)
+    trained = {"recipe": recipe.model_dump(mode="json"), "target": TARGET, "tokens": 0}
+    (folder / "train.json").write_text(json.dumps(trained))
+    (folder / "claim.json").write_text(json.dumps({"model": str(tiny)}))
+    return folder
+
+
+def test_a_run_is_tuned_and_can_be_exported_and_moved(
+    extended: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "One?", "completion": "1"}\n' * 2)
+    words = ["sft", extended, "--data", chats, "--out", tmp_path / "chat", "--set", "steps=2"]
+    assert command([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "2 rows" in said
+    assert "step 2/2" in said
+    assert "window 256, 2 steps" in said
+    shutil.move(tmp_path / "chat", tmp_path / "moved")
+    source = checkpoint.find(tmp_path / "moved")
+    assert source.model == tmp_path / "moved" / "model"
+    assert source.base == str(tiny)
+    assert source.target == TARGET
+    assert source.recipe.rope.scaling == "yarn"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data", "none.jsonl"], "none.jsonl: no such file"),
+        (["--data", "none.jsonl", "--set", "packing=maybe"], "settings of sft: packing: input"),
+        (["--data", "none.jsonl", "--recipe", "none.yaml"], "no recipe file none.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], says: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["sft", str(tiny), "--out", str(tmp_path / "out"), *words]) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
