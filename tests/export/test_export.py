@@ -89,7 +89,7 @@ def copy(exported: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_every_scaling_comes_back_as_trained(scaling: str, base: Path, tmp_path: Path) -> None:
     done = export(make_run(base, tmp_path / "run", scaling), tmp_path / "out")
-    checks = verify(done.folder)
+    checks = verify(done.folder).checks
     assert [check for check in checks if not check.passed] == []
     assert done.reference.sensitivity(past=True) > 0.1, "a lost scaling would be seen"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -105,6 +105,17 @@ def test_a_fresh_process_agrees_and_says_what_a_lost_scaling_would_be(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ok  ") == 7
     assert "RoPE left unscaled would differ by" in done.stdout
+    rows = [line.split() for line in done.stdout.partition("unscaled  token\n")[2].splitlines()]
+    for place, row in zip(read(exported).places, rows, strict=True):
+        assert int(row[0].replace(",", "")) == place.length
+        assert [float(word) for word in row[1:4]] == pytest.approx(
+            [place.logprobs[0], place.logprobs[0], place.unscaled[0]], abs=1e-4
+        )
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(exported: Path) -> None:
+    modes = {path.stat().st_mode for path in exported.iterdir()}
+    assert len(modes) == 1
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -144,7 +155,7 @@ def test_a_config_that_lost_its_rope_is_caught_by_what_the_model_predicts(
     fault: Callable[[dict[str, Any]], None], copy: Path
 ) -> None:
     edit(copy / "config.json", fault)
-    failed = {check.name for check in verify(copy) if not check.passed}
+    failed = {check.name for check in verify(copy).checks if not check.passed}
     assert {"RoPE as trained", "log-probabilities past the old window"} <= failed
 
 
@@ -153,7 +164,7 @@ def test_other_losses_are_caught_by_name(copy: Path, capsys: pytest.CaptureFixtu
     edit(copy / "config.json", lambda config: config.update(max_position_embeddings=128))
     edit(copy / "tokenizer_config.json", lambda config: config.update(model_max_length=128))
     (copy / "chat_template.jinja").unlink()
-    failed = {check.name for check in verify(copy) if not check.passed}
+    failed = {check.name for check in verify(copy).checks if not check.passed}
     assert failed == {
         "RoPE for readers of the older layout", "window in config.json",
         "window of the tokenizer", "chat template",
@@ -164,7 +175,7 @@ def test_other_losses_are_caught_by_name(copy: Path, capsys: pytest.CaptureFixtu
 
 def test_other_weights_are_caught(copy: Path, base: Path) -> None:
     shutil.copyfile(base / "model.safetensors", copy / "model.safetensors")
-    failed = {check.name for check in verify(copy) if not check.passed}
+    failed = {check.name for check in verify(copy).checks if not check.passed}
     assert failed == {f"log-probabilities {where} the old window" for where in ("inside", "past")}
 
 
@@ -177,7 +188,7 @@ def test_half_precision_halves_the_file_and_passes_within_its_tolerance(
     config = json.loads((done.folder / "config.json").read_text())
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
     assert models.load_config(str(done.folder)).dtype == torch.bfloat16
-    assert all(check.passed for check in verify(done.folder))
+    assert all(check.passed for check in verify(done.folder).checks)
 
 
 def test_licence_generation_config_and_window_are_carried(exported: Path) -> None:
@@ -279,14 +290,14 @@ def test_a_run_that_was_moved_and_one_of_train_alone_are_found(
 ) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     edit(moved / "run.json", lambda found: found.update(checkpoint="/gone/arms/endprompt/model"))
-    assert verify(export(moved, tmp_path / "a").folder)
+    assert verify(export(moved, tmp_path / "a").folder).checks
     arm = moved / "arms" / "endprompt"
     found = json.loads((moved / "run.json").read_text())
     trained = {"recipe": found["recipe"], "target": TARGET, "tokens": 128, "provenance": {}}
     record.write_json(arm / "train.json", trained)
     record.write_json(arm / "claim.json", {"model": str(base)})
     done = export(arm, tmp_path / "b")
-    assert all(check.passed for check in verify(done.folder))
+    assert all(check.passed for check in verify(done.folder).checks)
     assert "Nothing was measured" in (done.folder / "README.md").read_text()
 
 

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from endprompt.export.verify import Check
+    from endprompt.export.verify import Verified
 
 RUN = "run"
 
@@ -135,12 +135,19 @@ def verify(
     from endprompt.errors import EvaluationError
     from endprompt.export import verify as checking
 
-    checks: list[Check] = (
+    found: Verified = (
         checking.verify_server(folder, url, name or str(folder)) if url else checking.verify(folder)
     )
-    for check in checks:
+    for check in found.checks:
         mark = "ok  " if check.passed else "FAIL"
         typer.echo(f"{mark}  {check.name:<40} {check.detail}")
-    failed = [check.name for check in checks if not check.passed]
+    if found.predictions:
+        typer.echo("\nlog-probability of the likeliest next token, nats\n"
+                   f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token")  # fmt: skip
+    for each in found.predictions:
+        here = "absent" if each.here is None else f"{each.here:.4f}"
+        typer.echo(f"{each.length:>9,} {each.trained:>11.4f} {here:>9} {each.unscaled:>9.4f}  "
+                   f"{each.text!r}")  # fmt: skip
+    failed = [check.name for check in found.checks if not check.passed]
     if failed:
         raise EvaluationError(f"{folder} is not the model that was trained: {'; '.join(failed)}")

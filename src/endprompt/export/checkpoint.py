@@ -125,6 +125,9 @@ def export(
         models.save(trained, tokenizer, staging, source.target)
         max_positions = _complete(staging, window, dtype)
         _carry_licence(source.base, staging)
+        for path in staging.glob("*.safetensors"):
+            # safetensors makes it the owner's alone: a server is often another user
+            path.chmod((staging / "config.json").stat().st_mode)
         template = getattr(tokenizer, "chat_template", None)
         expected = reference.Reference(
             endprompt=__version__,

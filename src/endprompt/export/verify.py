@@ -31,7 +31,29 @@ class Check:
     detail: str
 
 
-def verify(folder: Path) -> list[Check]:
+@dataclass(frozen=True)
+class Predicted:
+    """The likeliest next token after `length` tokens: its log-probability, three times.
+
+    here  of the checkpoint or server that is checked; None: not among those it gave
+    """
+
+    length: int
+    text: str
+    trained: float
+    here: float | None
+    unscaled: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked, and the predictions side by side."""
+
+    checks: list[Check]
+    predictions: list[Predicted]
+
+
+def verify(folder: Path) -> Verified:
     """Load the folder with Transformers as anybody would, and compare.
 
     Config, tokenizer and chat template are held against the run's; log-probabilities of next
@@ -46,7 +68,7 @@ def verify(folder: Path) -> list[Check]:
     checks = [*_configuration(folder, expected), *_tokenizer(tokenizer, expected)]
     if config.vocab_size <= max(token for place in expected.places for token in place.ids):
         checks.append(Check("vocabulary", False, f"{config.vocab_size} tokens: too few"))
-        return checks
+        return Verified(checks, [])
     model = models.load(str(folder), config)
     lengths = [place.length for place in expected.places]
     found = logits_at(model, expected.tokens, lengths)
@@ -55,10 +77,10 @@ def verify(folder: Path) -> list[Check]:
         for place, row in zip(expected.places, found, strict=True)
     ]
     checks += compared(expected, given, TOLERANCE[expected.dtype])
-    return checks
+    return Verified(checks, side_by_side(expected, given))
 
 
-def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> list[Check]:
+def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> Verified:
     """The same through an OpenAI-compatible server: prompts of token ids, one token asked each.
 
     Raises EvaluationError where the server can't be reached or gives no log-probabilities.
@@ -75,7 +97,8 @@ def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> 
             "return_tokens_as_token_ids": True,  # vLLM: names are unambiguous then
         }
         given.append(_by_id(_post(f"{url.rstrip('/')}/completions", asked, timeout), place))
-    return list(compared(expected, given, SERVER_TOLERANCE))
+    checks = list(compared(expected, given, SERVER_TOLERANCE))
+    return Verified(checks, side_by_side(expected, given))
 
 
 def compared(
@@ -104,6 +127,20 @@ def compared(
         if missing:
             detail = f"the likeliest token at {missing:,} tokens is not among those given"
         yield Check(f"log-probabilities {name}", not missing and worst <= tolerance, detail)
+
+
+def side_by_side(expected: Reference, given: list[dict[int, float]]) -> list[Predicted]:
+    """The likeliest token of each place, as the model was trained, as given, and unscaled."""
+    return [
+        Predicted(
+            place.length,
+            place.texts[0],
+            place.logprobs[0],
+            found.get(place.ids[0]),
+            place.unscaled[0],
+        )
+        for place, found in zip(expected.places, given, strict=True)
+    ]
 
 
 def _configuration(folder: Path, expected: Reference) -> Iterable[Check]:
