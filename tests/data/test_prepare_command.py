@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import pytest
 
+from endprompt import hub
 from endprompt.cli import amounts
 from endprompt.cli.app import run
 
@@ -160,16 +160,18 @@ def test_push_sends_a_private_data_set_and_its_manifest(
     prepared: Path, source: Path, tokenizer_folder: str, capsys, monkeypatch
 ) -> None:
     sent: list = []
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(
         datasets.DatasetDict, "push_to_hub", lambda _, name, **options: sent.append((name, options))
     )
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "upload_file", lambda _, **options: sent.append(options)
-    )
+    monkeypatch.setattr(hub, "check", lambda name: sent.append(name))
+    monkeypatch.setattr(hub, "push", lambda *given, **options: sent.append((given, options)))
     words = ["prepare", str(source), "-t", tokenizer_folder, "-o", str(prepared), "--push", "me/x"]
     assert run(words) == 0
-    assert sent[0] == ("me/x", {"private": True})
-    assert sent[1]["path_or_fileobj"] == prepared / "manifest.json"
+    assert sent[:2] == ["me/x", ("me/x", {"private": True, "token": "hf_secret"})]
+    given, options = sent[2]
+    assert given == (prepared, "me/x")
+    assert (options["kind"], options["only"]) == ("dataset", "manifest.json")
     assert "pushed to me/x" in capsys.readouterr().out
 
     def refuse(*_: object, **__: object) -> None:
@@ -177,7 +179,19 @@ def test_push_sends_a_private_data_set_and_its_manifest(
 
     monkeypatch.setattr(datasets.DatasetDict, "push_to_hub", refuse)
     assert run(words) == 1
-    assert "cannot push" in capsys.readouterr().err
+    assert "cannot push to me/x: the hub can't be reached" in capsys.readouterr().err
+
+
+def test_push_without_a_token_is_refused_before_anything_is_written(
+    tmp_path: Path, source: Path, tokenizer_folder: str, capsys, monkeypatch
+) -> None:
+    for name in hub.TOKENS:
+        monkeypatch.delenv(name, raising=False)
+    out = tmp_path / "none"
+    words = ["prepare", str(source), "-t", tokenizer_folder, "-o", str(out), "--push", "me/x"]
+    assert run(words) == 1
+    assert "--push needs a token with write access in HF_TOKEN" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_first_word_verify_or_show_is_a_command_and_help_is_that_of_sources(capsys) -> None:

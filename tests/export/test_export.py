@@ -369,3 +369,30 @@ def test_a_server_without_log_probabilities_or_without_answer_is_one_line(
     assert "gives no answer" in capsys.readouterr().err
     assert command(["export", "verify", str(exported), "--url", "localhost"]) == 1
     assert "give its address" in capsys.readouterr().err
+
+
+def test_a_push_sends_what_was_written_and_no_token_with_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from endprompt import hub
+
+    sent: list[Path] = []
+
+    def push(folder: Path, repo: str, **_: Any) -> str:
+        sent.append(folder)
+        if len(sent) > 1:
+            raise OutputError(f"cannot push to {repo}: no route")
+        return f"https://huggingface.co/{repo}"
+
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEfGhIjKlMnOp")
+    monkeypatch.setattr(hub, "check", lambda repo: None)
+    monkeypatch.setattr(hub, "push", push)
+    out = tmp_path / "out"
+    words = ["export", str(run), "--out", str(out), "--push", "me/mine"]
+    assert command(words) == 0
+    assert sent == [out]
+    assert "https://huggingface.co/me/mine" in capsys.readouterr().out
+    assert not any(b"hf_AbCdEf" in file.read_bytes() for file in out.rglob("*") if file.is_file())
+    assert command([*words, "--force"]) == 1
+    assert f"no route; then: hf upload me/mine {out}" in capsys.readouterr().err
+    assert (out / "config.json").is_file(), "what was written stays"

@@ -57,6 +57,14 @@ def export(
             help="Length of the text that the check reads. Default: 1,024 past the old window.",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Upload it to the hub under this name, private where it is new. The token comes "
+            "from HF_TOKEN.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder.")] = False,
 ) -> None:
     """Write a run's checkpoint for Transformers, vLLM, SGLang and llama.cpp.
@@ -72,12 +80,12 @@ def export(
 
         endprompt export verify my-llama-64k
 
-        hf upload me/my-llama-64k my-llama-64k
+        endprompt export runs/64k --out my-llama-64k --push me/my-llama-64k
     """
     from rich.console import Console
 
     from endprompt import quantities
-    from endprompt.errors import RecipeError
+    from endprompt.errors import OutputError, RecipeError
     from endprompt.export.engines import checked
 
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -86,8 +94,11 @@ def export(
         raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
     wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
     length = quantities.tokens(tokens) if tokens else None
+    from endprompt import hub
     from endprompt.train.quiet import quiet
 
+    if push:
+        hub.check(push)
     quiet()
     from endprompt.export import checkpoint
 
@@ -104,6 +115,13 @@ def export(
     console.print(f"\nmodel   {done.folder}\ncard    {done.folder / 'README.md'}\n"
                   f"check   endprompt export verify {done.folder}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    if push:
+        with console.status(f"uploading to {push}"):
+            try:
+                address = hub.push(done.folder, push, kind="model", message="Add the model")
+            except OutputError as error:
+                raise OutputError(f"{error}; then: hf upload {push} {done.folder}") from None
+        console.print(f"hub     {address}", markup=False, highlight=False, soft_wrap=True)
 
 
 def verify(
@@ -143,7 +161,8 @@ def verify(
         typer.echo(f"{mark}  {check.name:<40} {check.detail}")
     if found.predictions:
         typer.echo("\nlog-probability of the likeliest next token, nats\n"
-                   f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token")  # fmt: skip
+                   f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token",
+                   )  # fmt: skip
     for each in found.predictions:
         here = "absent" if each.here is None else f"{each.here:.4f}"
         typer.echo(f"{each.length:>9,} {each.trained:>11.4f} {here:>9} {each.unscaled:>9.4f}  "

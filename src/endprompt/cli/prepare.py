@@ -86,7 +86,10 @@ def prepare(
     split: Annotated[str, typer.Option(help="Split of hub data sets.")] = "train",
     push: Annotated[
         str | None,
-        typer.Option(help="Push the result to the hub under this name, as a private data set."),
+        typer.Option(
+            help="Push the result to the hub under this name, as a private data set. "
+            "The token comes from HF_TOKEN."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace prepared data in --out.")] = False,
 ) -> None:
@@ -109,6 +112,10 @@ def prepare(
     if bool(sources) == bool(mixture):
         raise typer.BadParameter("give SOURCES, or --mixture with a file that names them")
     _use_threads(workers)
+    if push:
+        from endprompt import hub
+
+        hub.check(push)
     from rich.console import Console
 
     from endprompt.data.mixture import Weighted, load_mixture
@@ -314,21 +321,13 @@ def _summary(
 def _push(folder: Path, name: str) -> None:
     """As parquet, which the hub shows; `endprompt prepare NAME` takes its input_ids as they are."""
     import datasets
-    from huggingface_hub import HfApi
 
-    from endprompt.errors import OutputError
+    from endprompt import hub
 
-    try:
-        datasets.load_from_disk(str(folder)).push_to_hub(name, private=True)
-        HfApi().upload_file(
-            path_or_fileobj=folder / "manifest.json",
-            path_in_repo="manifest.json",
-            repo_id=name,
-            repo_type="dataset",
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise OutputError(f"cannot push {folder} to {name} (hf auth login?): {detail}") from error
+    secret = hub.token()
+    with hub.errors(name, secret):
+        datasets.load_from_disk(str(folder)).push_to_hub(name, private=True, token=secret)
+    hub.push(folder, name, kind="dataset", message="Say what the tokens are", only="manifest.json")
 
 
 def _segments(row: Row, tokenizer: Any, *, full: bool) -> list[str]:
