@@ -107,7 +107,7 @@ def test_rows_are_the_same_whatever_the_batch_size_and_the_workers(name: str) ->
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=collate,
-            multiprocessing_context="fork" if workers else None,
+            multiprocessing_context="spawn" if workers else None,
         )
         return torch.cat([torch.stack([b["input_ids"], b["position_ids"]]) for b in loader], dim=1)
 
