@@ -16,7 +16,7 @@ from endprompt.export.checkpoint import export
 from endprompt.train import model as models
 from tiny_checkpoint import WINDOW, save_tiny
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llama_cpp.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "in_llama_cpp.py"
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
     endprompt export RUN --out DIR
     pip install llama-cpp-python          # built from source: minutes, and a C++ compiler
-    python benchmarks/llama_cpp.py DIR
+    python benchmarks/in_llama_cpp.py DIR [DIR ...] --json benchmarks/results/llama_cpp.json
 
-Writes DIR's weights as GGUF (float32, llama architecture) with the package `gguf`, reads it with
-llama.cpp, and compares log-probabilities with the reference that the export left. Prompts are
-token ids: llama.cpp's tokenizer is not part of the comparison.
+Writes each DIR's weights as GGUF (float32, llama architecture) with the package `gguf`, reads it
+with llama.cpp, and compares log-probabilities with the reference that the export left. Prompts
+are token ids: llama.cpp's tokenizer is not part of the comparison.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
+from endprompt import record
 from endprompt.errors import EndPromptError, RopeError
 from endprompt.export.engines import obstacle
 from endprompt.export.reference import read
-from endprompt.export.verify import compared
+from endprompt.export.verify import compared, side_by_side
 
 TOLERANCE = 0.1
 BLOCK = {
@@ -158,24 +160,61 @@ def predictions(file: Path, folder: Path, threads: int) -> list[dict[int, float]
     return found
 
 
+def measure(folder: Path, file: Path, threads: int) -> dict[str, Any]:
+    """Write `file`, ask llama.cpp, and say how far it is from the model as trained."""
+    write_gguf(folder, file)
+    expected = read(folder)
+    started = time.monotonic()
+    found = predictions(file, folder, threads)
+    checks = list(compared(expected, found, TOLERANCE))
+    for check in checks:
+        print("ok  " if check.passed else "FAIL", check.name, check.detail, sep="  ", flush=True)
+    rope = expected.rope_parameters
+    return {
+        "scaling": rope["rope_type"],
+        "factor": rope.get("factor"),
+        "window": expected.window,
+        "target": expected.target,
+        "seconds": round(time.monotonic() - started, 1),
+        "checks": [vars(check) for check in checks],
+        "largest_difference": {
+            str(place.length): max(
+                abs(given[token] - logprob)
+                for token, logprob in zip(place.ids, place.logprobs, strict=True)
+            )
+            for place, given in zip(expected.places, found, strict=True)
+        },
+        "likeliest_token": [
+            {"tokens": each.length, "token": each.text, "transformers": each.trained,
+             "llama_cpp": each.here, "transformers_unscaled": each.unscaled}
+            for each in side_by_side(expected, found)
+        ],
+    }  # fmt: skip
+
+
 def main() -> int:
     """Write, read, compare; exit code 1 when llama.cpp differs."""
+    import llama_cpp
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="what `endprompt export` wrote")
-    parser.add_argument("--gguf", type=Path, help="keep the file here")
+    parser.add_argument("folders", type=Path, nargs="+", help="what `endprompt export` wrote")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        file = given.gguf or Path(scratch) / "model.gguf"
-        try:
-            write_gguf(given.folder, file)
-            found = predictions(file, given.folder, given.threads)
-            checks = list(compared(read(given.folder), found, TOLERANCE))
-        except EndPromptError as error:
-            raise SystemExit(f"llama_cpp.py: {error}") from None
-    for check in checks:
-        print("ok  " if check.passed else "FAIL", check.name, check.detail, sep="  ")
-    return int(not all(check.passed for check in checks))
+    results = []
+    for folder in given.folders:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                results.append(measure(folder, Path(scratch) / "model.gguf", given.threads))
+            except EndPromptError as error:
+                raise SystemExit(f"in_llama_cpp.py: {error}") from None
+        for each in results[-1]["likeliest_token"]:
+            print(*each.values(), sep="  ", flush=True)
+    if given.json:
+        versions = record.versions() | {"llama-cpp-python": llama_cpp.__version__}
+        said = {"versions": versions, "threads": given.threads, "tolerance_nats": TOLERANCE}
+        record.write_json(given.json, said | {"results": results})
+    return int(not all(check["passed"] for each in results for check in each["checks"]))
 
 
 if __name__ == "__main__":
