@@ -24,6 +24,7 @@ LAYERS = (
     {"chat", "export"},
     {"jobs", "outcome", "sft"},
     {"extension"},
+    {"study"},
     {"cli"},
 )
 """A module imports from its own layer's package and from earlier layers only."""

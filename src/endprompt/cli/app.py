@@ -37,6 +37,7 @@ VERBS: tuple[str, ...] = (
     "chat",
     "inspect",
     "lab",
+    "study",
 )
 """Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -86,6 +86,13 @@ class Drawing:
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self.figure.savefig(out, format="svg", metadata=nothing, transparent=True)
         return _fit_for_a_page(out.getvalue(), self, themed=themed)
+
+    def inline(self) -> dict[str, Any]:
+        """Title and SVG for a template: out of an XML writer, so not to be escaped again."""
+        from markupsafe import Markup
+
+        named = replace(self, name=self.name.replace(".", "-"))
+        return {"title": named.title, "svg": Markup(named.svg(themed=True))}
 
     def write(self, folder: Path) -> list[Path]:
         """Write NAME.svg and NAME.png into a folder; returns both paths."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -445,7 +444,7 @@ def render(results: Sequence[Result]) -> str:
                 "title": f"{_title(group)}: {group.window:,} to {group.target:,} tokens",
                 "sentences": sentences(group),
                 "tables": [table for table in tables(group) if table.rows],
-                "figures": [_inline(one) for one in drawings(group)],
+                "figures": [one.inline() for one in drawings(group)],
             }
             for group in found
         ],
@@ -453,13 +452,6 @@ def render(results: Sequence[Result]) -> str:
         origin=results[0]["provenance"],
         marks=MARKS,
     )
-
-
-def _inline(drawing: figures.Drawing) -> Mapping[str, Any]:
-    from markupsafe import Markup
-
-    named = replace(drawing, name=drawing.name.replace(".", "-"))
-    return {"title": named.title, "svg": Markup(named.svg(themed=True))}
 
 
 def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:

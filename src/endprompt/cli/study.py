@@ -1,0 +1,183 @@
+"""`endprompt study`: the paper's tables and figures, run at a scale that one can afford."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from endprompt.study.definition import Scale, Study
+    from endprompt.study.numbers import Results
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `study`."""
+
+    @app.command()
+    def study(
+        what: list[str] = typer.Argument(
+            None,
+            metavar="[NAME|FILE]...",
+            help="Studies by name, YAML files of your own, or `all`. Without any: the list.",
+        ),
+        scale: str = typer.Option(
+            "lab",
+            "--scale",
+            help="lab: small models, minutes an arm on a laptop; smollm2: a real model, an hour an "
+            "arm on a CPU; paper: the paper's protocol on 8 GPUs.",
+        ),
+        out: Path = typer.Option(
+            Path("runs/studies"), "--out", "-o", help="Folder of runs and report; goes on."
+        ),
+        seeds: int = typer.Option(5, "--seeds", min=1, help="lab: number of bases."),
+        workers: int = typer.Option(
+            0, "--workers", help="lab: processes at once; 0: one a core. Results don't change."
+        ),
+        budget: str = typer.Option(
+            "", "--budget", help="lab: begin no further run after this time: 30m, 2h, 90s."
+        ),
+        dry_run: bool = typer.Option(
+            False, "--dry-run", help="Say what would be run, command by command, and stop."
+        ),
+    ) -> None:
+        """Run a table or figure of the paper and set our numbers beside the paper's.
+
+        OUT/SCALE/study.html says which differences have the sign that the paper prints, which
+        have the other, and which can't be told apart. Runs are shared between studies and kept:
+        equal recipe, seed and settings are run once. A study that has no meaning at a scale says
+        so.
+
+        Examples:
+
+            endprompt study
+
+            endprompt study ruler structure --seeds 3 --budget 30m
+
+            endprompt study all --scale paper --dry-run
+        """
+        from endprompt.errors import RecipeError, nearest
+        from endprompt.study import definition
+
+        if not what:
+            _list()
+            return
+        if scale not in definition.SCALES:
+            raise RecipeError(
+                f"unknown scale {scale!r}{nearest(scale, definition.SCALES)}: "
+                f"one of {', '.join(definition.SCALES)}"
+            )
+        named = definition.names() if what == ["all"] else what
+        studies = [definition.load(name) for name in dict.fromkeys(named)]
+        folder = out / scale
+        if scale == "lab":
+            _laboratory(studies, folder, seeds, workers, budget, dry_run=dry_run)
+        else:
+            _commands(studies, scale, folder, dry_run=dry_run)
+
+
+def _list() -> None:
+    """Every shipped study and the scales at which it has a meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from endprompt.study import definition
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("study", "in the paper", "what", "scales"):
+        table.add_column(head)
+    for name in definition.names():
+        one = definition.load(name)
+        scales = [scale for scale in definition.SCALES if one.arms_at(scale)]
+        table.add_row(name, one.source, one.title, ", ".join(scales))
+    Console().print(table, markup=False)
+
+
+def _laboratory(
+    studies: list[Study], folder: Path, seeds: int, workers: int, budget: str, *, dry_run: bool
+) -> None:
+    import os
+
+    from endprompt import embedded
+    from endprompt.cli.lab import _seconds
+    from endprompt.lab.study import FIRST_SEED, State
+    from endprompt.report import lab as lab_page
+    from endprompt.study.laboratory import Laboratory
+
+    laboratory = Laboratory(
+        studies,
+        folder / "runs",
+        embedded.cache_folder() / "lab",
+        seeds=range(FIRST_SEED, FIRST_SEED + seeds),
+    )
+    todo = laboratory.todo()
+    if dry_run:
+        for line in todo:
+            typer.echo(line)
+        typer.echo(f"{len(todo)} runs to do on {seeds} base(s)")
+        return
+
+    def tell(state: State) -> None:
+        left = ""
+        if state.seconds_left is not None and state.done < state.total:
+            left = f", about {state.seconds_left / 60:.1f} min left"
+        typer.echo(f"[{state.done}/{state.total}] {state.what}{left}")
+
+    laboratory.run(
+        workers=workers or os.cpu_count() or 1,
+        budget_seconds=_seconds(budget) if budget else None,
+        progress=tell,
+    )
+    everything = laboratory.everything()
+    if everything:
+        lab_page.write(everything, folder / "runs")
+    _report(studies, "lab", folder, laboratory, missing=len(laboratory.todo()), seeds=seeds)
+
+
+def _commands(studies: list[Study], scale: Scale, folder: Path, *, dry_run: bool) -> None:
+    from endprompt.study.commands import Command, Commands
+
+    commands = Commands(studies, scale, folder)
+    if dry_run:
+        commands.write_recipes()
+        for one in commands.commands():
+            typer.echo(f"{'# done: ' if one.done else ''}{one.line()}")
+        return
+
+    def tell(place: int, total: int, command: Command) -> None:
+        typer.echo(f"[{place + 1}/{total}] {command.line()}")
+
+    commands.run(tell)
+    _report(studies, scale, folder, commands, missing=0, seeds=0)
+
+
+def _report(
+    studies: list[Study],
+    scale: Scale,
+    folder: Path,
+    results: Results,
+    *,
+    missing: int,
+    seeds: int,
+) -> None:
+    import shlex
+    import sys
+
+    from endprompt.report import study as study_page
+    from endprompt.study import compare
+
+    found = compare.everything(
+        studies, scale, results, missing=missing, seeds=seeds,
+        command=shlex.join(["endprompt", *sys.argv[1:]]),
+    )  # fmt: skip
+    study_page.write(found, folder)
+    for one in found["studies"]:
+        typer.echo(f"\n{one['title']} ({one['source']})")
+        if one["absent"]:
+            typer.echo(f"- no meaning at scale {scale}: {one['absent']}")
+        for sentence in one["sentences"]:
+            typer.echo(f"- {sentence}")
+    if missing:
+        typer.echo(f"\n{missing} runs are not done: give the same command again to go on")
+    typer.echo(f"\n{folder / 'study.html'}")

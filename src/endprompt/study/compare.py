@@ -1,0 +1,249 @@
+"""Our numbers beside the paper's: the same differences, and whether their signs agree.
+
+The paper prints no intervals, so its differences are taken as they are. Ours agree or disagree
+only where their 95 % interval leaves zero out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from endprompt import record
+from endprompt.report.lab_summary import Estimate
+from endprompt.study.definition import SMALLER, Arm, Measure, Scale, Study
+from endprompt.study.numbers import Place, Results, Values, at_all, mean_of, minus
+
+CONTROLS = {
+    "none": Arm(recipe="none", note="the base, unscaled"),
+    "pi": Arm(recipe="pi", note="the base, positions interpolated, untrained"),
+}
+"""Shown beside the arms wherever they were measured."""
+AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not told apart"
+UNDECIDED = "no interval: undecided"
+NOT_PRINTED = "not in the paper"
+WORDS = (AGREES, DISAGREES, OPEN, UNDECIDED, NOT_PRINTED)
+RELATIVE = ("seconds", "flops")
+"""Measures that are shown as multiples of the main arm's."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A measure's values of all arms that have them, at the lengths that all of them share."""
+
+    measure: Measure
+    places: list[Place]
+    values: dict[str, Values]
+
+
+def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
+    """Everything that the page says of one study, as plain values."""
+    here = study.arms_at(scale)
+    columns = [_column(study, scale, measure, results) for measure in study.measures]
+    comparisons = [one for column in columns for one in _compared(study, column, results)]
+    return {
+        "name": study.name,
+        "title": study.title,
+        "source": study.source,
+        "claim": study.claim,
+        "notes": list(study.notes),
+        "main": study.main,
+        "absent": study.absent.get(scale),
+        "arms": [
+            {
+                "name": name,
+                "recipe": arm.recipe,
+                "set": arm.set,
+                "windows": arm.target / SMALLER[scale],
+                "tokens": arm.tokens,
+                "note": arm.note,
+                "absent": None if name in here else study.absent.get(scale, arm.absent.get(scale)),
+                "runs": results.origin(arm) if name in here else [],
+            }
+            for name, arm in study.arms.items()
+        ],
+        "measures": [_shown(study, scale, column, results) for column in columns],
+        "comparisons": comparisons,
+        "counts": {word: sum(one["word"] == word for one in comparisons) for word in WORDS},
+    }
+
+
+def _column(study: Study, scale: Scale, measure: Measure, results: Results) -> _Column:
+    if _why(study, scale, measure, results) is not None:
+        return _Column(measure, [], {})
+    arms = CONTROLS | study.arms_at(scale)
+    values = {name: results.values(study, arm, measure) for name, arm in arms.items()}
+    there = {name: found for name, found in values.items() if found}
+    own = {name: found for name, found in there.items() if name not in CONTROLS}
+    places = [
+        place for place in dict.fromkeys(place for one in own.values() for place in one)
+        if all(place in one for one in own.values())
+    ]  # fmt: skip
+    shown = {name: one for name, one in there.items() if all(place in one for place in places)}
+    return _Column(measure, places, shown if places else {})
+
+
+def _why(study: Study, scale: Scale, measure: Measure, results: Results) -> str | None:
+    """Why a measure has no number of ours at this scale."""
+    return (
+        study.absent.get(scale) or measure.absent.get(scale) or results.why_absent(measure)
+    )  # fmt: skip
+
+
+def _bases(study: Study, column: _Column, name: str) -> dict[int, Any]:
+    """Values of an arm, base by base; relative ones as multiples of the main arm's."""
+    mine = at_all(column.values[name], column.places)
+    if column.measure.benchmark not in RELATIVE:
+        return mine
+    main = at_all(column.values[study.main], column.places) if study.main in column.values else {}
+    return {
+        base: [group / unit for group, unit in zip(groups, main[base], strict=True)]
+        for base, groups in mine.items()
+        if base in main
+    }
+
+
+def _shown(study: Study, scale: Scale, column: _Column, results: Results) -> dict[str, Any]:
+    measure = column.measure
+    ours = {}
+    for name in column.values:
+        bases = _bases(study, column, name)
+        if bases:
+            found = mean_of(list(bases.values()), one_model=results.one_model)
+            ours[name] = _plain(found) | {"bases": len(bases)}
+    return {
+        "name": measure.name,
+        "table": measure.table,
+        "benchmark": measure.benchmark,
+        "unit": measure.unit,
+        "source": measure.source,
+        "paper": dict(measure.paper),
+        "ours": ours,
+        "asked": results.asked(measure, column.places) if column.places else None,
+        "absent": _why(study, scale, measure, results),
+    }
+
+
+def _plain(found: Estimate) -> dict[str, float | None]:
+    return {
+        key: None if value is None else round(value, 4)
+        for key, value in (("mean", found.mean), ("low", found.low), ("high", found.high))
+    }
+
+
+def _compared(study: Study, column: _Column, results: Results) -> list[dict[str, Any]]:
+    """The main arm less every other one, ours and the paper's."""
+    if study.main not in column.values:
+        return []
+    found = []
+    main = _bases(study, column, study.main)
+    for name in column.values:
+        if name == study.main or name in CONTROLS:
+            continue
+        pairs = minus(main, _bases(study, column, name))
+        if not pairs:
+            continue
+        ours = mean_of(pairs, one_model=results.one_model)
+        printed = column.measure.paper
+        paper = (
+            round(printed[study.main] - printed[name], 4)
+            if {study.main, name} <= printed.keys()
+            else None
+        )
+        found.append(
+            {
+                "measure": column.measure.name,
+                "unit": column.measure.unit,
+                "main": study.main,
+                "other": name,
+                "paper": paper,
+                "ours": _plain(ours),
+                "word": word(paper, ours),
+            }
+        )
+    return found
+
+
+def word(paper: float | None, ours: Estimate) -> str:
+    """Whether two differences have one sign, as far as that can be said.
+
+    >>> word(3.1, Estimate(2.0, 1.0, 3.0)), word(3.1, Estimate(-2.0, -3.0, -1.0))
+    ('agrees', 'disagrees')
+    >>> word(3.1, Estimate(2.0, -1.0, 3.0)), word(None, Estimate(2.0, 1.0, 3.0))
+    ('not told apart', 'not in the paper')
+    """
+    if paper is None:
+        return NOT_PRINTED
+    if ours.low is None:
+        return UNDECIDED
+    if ours.sign == 0 or paper == 0:
+        return OPEN
+    return AGREES if (paper > 0) == (ours.sign > 0) else DISAGREES
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """In words, what agrees with the paper in sign and what does not; wants a `record_of`."""
+    if found["absent"]:
+        return []
+    said = []
+    judged = [one for one in found["comparisons"] if one["word"] != NOT_PRINTED]
+    if not judged:
+        said.append("Nothing that the paper compares was measured here.")
+    for one_word, lead in (
+        (AGREES, "Agrees with the paper in sign"),
+        (DISAGREES, "Disagrees with the paper in sign"),
+        (OPEN, "Not told apart here, whatever the paper says"),
+        (UNDECIDED, "Undecided, for want of an interval"),
+    ):
+        mine = [one for one in judged if one["word"] == one_word]
+        if mine:
+            said.append(f"{lead}, {len(mine)} of {len(judged)}: {_listed(found['main'], mine)}.")
+    extra = [one for one in found["comparisons"] if one["word"] == NOT_PRINTED]
+    clear = [one for one in extra if (one["ours"]["low"] or 0) * (one["ours"]["high"] or 0) > 0]
+    if clear:
+        said.append(f"Beyond the paper: {_listed(found['main'], clear)}.")
+    closed = dict.fromkeys(one["absent"] for one in found["measures"] if one["absent"])
+    for reason in closed:
+        names = [one["name"] for one in found["measures"] if one["absent"] == reason]
+        said.append(f"Not measured at this scale: {', '.join(names)}; {reason}.")
+    for arm in found["arms"]:
+        if arm["absent"]:
+            said.append(f"Arm {arm['name']} is left out at this scale: {arm['absent']}.")
+    waiting = [arm["name"] for arm in found["arms"] if not arm["absent"] and not arm["runs"]]
+    if waiting:
+        said.append(f"Not run yet: {', '.join(waiting)}.")
+    return said
+
+
+def _listed(main: str, some: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for one in some:
+        ours = one["ours"]
+        told = f"{ours['mean']:+.1f}" if one["unit"] == "%" else f"{ours['mean']:+.2f}"
+        if one["paper"] is not None:
+            told += f" here, {one['paper']:+.2f} there"
+        parts.append(f"{one['measure']}, {main} less {one['other']} ({told})")
+    return "; ".join(parts)
+
+
+def everything(
+    studies: Sequence[Study],
+    scale: Scale,
+    results: Results,
+    *,
+    missing: int,
+    seeds: int,
+    command: str,
+) -> dict[str, Any]:
+    """What `study.json` holds; missing: runs that are not done."""
+    found = [record_of(study, scale, results) for study in studies]
+    return {
+        "provenance": record.provenance(),
+        "kind": "study",
+        "scale": scale,
+        "command": command,
+        "missing": missing,
+        "seeds": seeds,
+        "studies": [one | {"sentences": sentences(one)} for one in found],
+    }

@@ -1,0 +1,183 @@
+"""A study: arms, what is measured of them, and the paper's numbers, in one YAML file.
+
+Arms are recipes with settings; lengths are multiples of the base's window, so that one file holds
+for every scale. What has no meaning at a scale is named there with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from endprompt import recipe as recipes
+from endprompt import record
+from endprompt.errors import RecipeError, nearest
+from endprompt.recipe import Recipe
+
+SHIPPED = Path(__file__).parents[1] / "studies"
+Scale = Literal["lab", "smollm2", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+Benchmark = Literal["ruler", "longbench", "short", "seconds", "flops", "memory"]
+EVALUATIONS = ("ruler", "longbench", "short")
+"""Benchmarks that need an evaluation; the others come with training."""
+SMALLER = {"lab": 1, "smollm2": 4, "paper": 1}
+"""What the paper's L / L0 is divided by: 64K is 8 windows, of which a CPU reads two."""
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Arm(Settings):
+    """A recipe in a study.
+
+    set      dotted keys of the recipe, as `--set` has them
+    target   L / L0 in the paper; tokens: part of the study's amount of training
+    model    another base than the study's, at scale `paper`
+    absent   scale to the reason why the arm has no meaning there
+    """
+
+    recipe: str
+    set: dict[str, Any] = {}
+    target: Positive = 8
+    tokens: Positive = 1
+    model: str | None = None
+    note: str = ""
+    absent: dict[Scale, str] = {}
+
+    def built(self) -> Recipe:
+        """The recipe with its settings, under a name that tells them: equal arms, equal names."""
+        found = recipes.load(self.recipe).replace(self.set)
+        words = [found.name]
+        if self.set:
+            words.append(record.sha256_of(self.set)[:6])
+        if self.tokens != 1:
+            words.append(f"x{self.tokens:g}")
+        return found.model_copy(update={"name": "-".join(words)})
+
+    def factor(self, scale: Scale) -> float:
+        """Target over window at a scale."""
+        return self.target / SMALLER[scale]
+
+
+class Measure(Settings):
+    """One number of every arm, and the paper's.
+
+    tasks   of the benchmark; all without it. kinds: the laboratory's questions that stand for them
+    at      lengths as multiples of the window, or `target`: the mean over them is taken
+    table   measures of one name are shown in one table
+    """
+
+    name: str
+    table: str
+    benchmark: Benchmark
+    unit: str = "%"
+    tasks: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    at: tuple[Positive | Literal["target"], ...] = ("target",)
+    source: str
+    paper: dict[str, float] = {}
+    absent: dict[Scale, str] = {}
+
+
+class Study(Settings):
+    """A table or figure of the paper. `main` is the arm that every other one is compared with."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    title: str
+    source: str
+    claim: str
+    main: str
+    arms: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")], Arm]
+    measures: tuple[Measure, ...]
+    notes: tuple[str, ...] = ()
+    absent: dict[Scale, str] = {}
+    fine_tune: str | None = None
+    """A data set that arms are fine-tuned on before they are asked anything."""
+
+    def arms_at(self, scale: Scale) -> dict[str, Arm]:
+        """Arms that have a meaning at a scale; none where the study has none."""
+        if scale in self.absent:
+            return {}
+        return {name: arm for name, arm in self.arms.items() if scale not in arm.absent}
+
+    def measures_at(self, scale: Scale) -> Iterator[Measure]:
+        """Measures that have a meaning at a scale."""
+        if scale not in self.absent:
+            yield from (one for one in self.measures if scale not in one.absent)
+
+
+def names() -> list[str]:
+    """Names of the shipped studies."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load(name: str | Path) -> Study:
+    """A shipped study by name, or one of the user's own by the path of its YAML file.
+
+    Raises RecipeError for an unknown name (with the nearest), a broken file, an unknown key, an
+    arm whose recipe can't be built, a measure of an arm that is not there.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{name}.yaml"
+        if not path.is_file():
+            raise RecipeError(
+                f"unknown study {str(name)!r}{nearest(str(name), names())}: "
+                f"one of {', '.join(names())}, or the path of a .yaml file"
+            )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no study file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot read study {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"study {path} holds no settings")
+    default = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+    try:
+        found = Study.model_validate({"name": default, **values})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(word) for word in fault["loc"])
+        hint = nearest(str(fault["loc"][-1]), _known_keys()) if "extra" in fault["type"] else ""
+        raise RecipeError(f"study {path.name}: {where}: {fault['msg']}{hint}") from None
+    _check(found, path.name)
+    return found
+
+
+def _known_keys() -> set[str]:
+    return {key for cls in (Study, Arm, Measure) for key in cls.model_fields}
+
+
+def _check(study: Study, what: str) -> None:
+    if study.main not in study.arms:
+        raise RecipeError(
+            f"study {what}: main {study.main!r} is no arm{nearest(study.main, study.arms)}"
+        )
+    for name, arm in study.arms.items():
+        try:
+            trained = arm.built().trained
+        except RecipeError as error:
+            raise RecipeError(f"study {what}, arm {name!r}: {error}") from None
+        if not trained:
+            raise RecipeError(
+                f"study {what}, arm {name!r}: {arm.recipe!r} trains nothing; the untrained base is "
+                f"always there"
+            )
+    for measure in study.measures:
+        for name in measure.paper:
+            if name not in study.arms:
+                raise RecipeError(
+                    f"study {what}, measure {measure.name!r}: no arm {name!r}"
+                    f"{nearest(name, study.arms)}"
+                )
