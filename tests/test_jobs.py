@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from endprompt import jobs, record
+from endprompt import jobs
 from endprompt.errors import EndPromptError, OutputError
 
 
@@ -102,33 +103,26 @@ def test_threads_are_fixed_for_every_job(fake: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children end with their parent on Linux only")
-def test_jobs_end_with_a_parent_that_is_killed(fake: Path) -> None:
-    child = a_job(fake, "child", f"pathlib.Path({str(fake / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)")  # fmt: skip # noqa: E501
-    source = Path(record.__file__).parents[1]
+def test_jobs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)  # reading it holds the job up for ever
+    words = ["train", str(recipe), "--model", "m", "--data", "d", "--to", "1k", "--out", "o"]
     program = (
-        f"import sys; sys.path.insert(0, {str(source)!r})\n"
         "from pathlib import Path\nfrom endprompt import jobs\n"
-        f"job = jobs.Job('child', '', {child.arguments!r}, Path({str(child.result)!r}))\n"
-        f"jobs.run([job], Path({str(fake / 'logs')!r}), at_once=1, threads=1, "
-        "watch=lambda *_: None, lock=1)\n"
+        f"job = jobs.Job('child', '', {words!r}, Path('never'))\n"
+        "jobs.run([job], Path('logs'), at_once=1, threads=1, watch=lambda *_: None, lock=1)\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"import os\n{program}"],
-        env=environment | {"PYTHONPATH": str(fake)},
-        cwd=fake,
-    )
-    while not (fake / "pid").exists() or not (fake / "pid").read_text():
-        assert parent.poll() is None, "the parent died by itself"
-        time.sleep(0.05)
-    grandchild = int((fake / "pid").read_text())
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    held = os.open(recipe, os.O_WRONLY)  # waits for the job to open it
+    (child,) = psutil.Process(parent.pid).children()
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     for _ in range(100):
-        if not _alive(grandchild):
+        if not _alive(child.pid):
+            os.close(held)
             return
         time.sleep(0.05)
-    os.kill(grandchild, signal.SIGKILL)
+    child.kill()
     pytest.fail("the job outlived its parent")
 
 
