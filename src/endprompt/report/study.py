@@ -17,6 +17,7 @@ SCALES = {
     "paper": "the paper's own protocol",
 }
 SHOWN = ("agrees", "disagrees", "not told apart", "no interval: undecided")
+LABELS = {"none": "base, unscaled", "pi": "base, PI, untrained"}
 
 
 def write(found: Mapping[str, Any], out: Path) -> list[Path]:
@@ -57,7 +58,7 @@ def render(found: Mapping[str, Any]) -> str:
                 "notes": one["notes"],
                 "tables": tables(one),
                 "figures": [drawn.inline()] if (drawn := signs(one)) else [],
-                "arms": arms(one),
+                "details": [measures(one), arms(one)],
             }
             for one in studies
         ],
@@ -78,16 +79,17 @@ def _facts(found: Mapping[str, Any]) -> str:
 def summary(studies: Sequence[Mapping[str, Any]]) -> Table:
     """One line a study: how many of the paper's differences have our sign."""
     rows = []
+    words = [word for word in SHOWN if word == SHOWN[0] or any(s["counts"][word] for s in studies)]
     for one in studies:
         counts = one["counts"]
-        cells = [Cell(str(counts[word]), value=counts[word]) for word in SHOWN]
+        cells = [Cell(str(counts[word]), value=counts[word]) for word in words]
         if one["absent"]:
-            cells = [Cell("no meaning at this scale"), *(Cell("") for _ in SHOWN[1:])]
+            cells = [Cell("no meaning here"), *(Cell("") for _ in words[1:])]
         rows.append((Cell(one["title"]), Cell(one["source"]), *cells))
     return Table(
         "summary",
         "Differences that the paper prints, by whether ours have their sign",
-        ("study", "in the paper", *SHOWN),
+        ("study", "in the paper", *words),
         tuple(rows),
     )
 
@@ -122,13 +124,11 @@ def _values(
                 Cell(ABSENT, note) if ours is None
                 else Cell(_number(ours["mean"], measure), note, ours["mean"])
             )  # fmt: skip
-        rows.append((Cell(arm), *cells))
+        rows.append((Cell(LABELS.get(arm, arm)), *cells))
     return Table(
         f"{one['name']}-{place + 1}",
-        f"{one['title']}: {name}, {' and '.join(units)}. Ours with 95 % intervals, the paper's "
-        f"number below it. "
-        + " ".join(f"{measure['name']}: {measure['asked']}." for measure in measures),
-        ("arm", *(f"{measure['name']} ({measure['source']})" for measure in measures)),
+        f"{one['title']}: {name}, {' and '.join(units)}, with 95 % intervals, the paper's below",
+        ("arm", *(measure["name"] for measure in measures)),
         tuple(rows),
     )
 
@@ -189,6 +189,25 @@ def arms(one: Mapping[str, Any]) -> Table:
     )
 
 
+def measures(one: Mapping[str, Any]) -> Table:
+    """What every column is here and in the paper."""
+    rows = [
+        (
+            Cell(measure["name"]),
+            Cell(measure["source"]),
+            Cell(measure["asked"] or "not measured"),
+            Cell(measure["absent"] or ""),
+        )
+        for measure in one["measures"]
+    ]
+    return Table(
+        f"{one['name']}-measures",
+        f"Measures of “{one['title']}”",
+        ("measure", "in the paper", "here", "why not"),
+        tuple(rows),
+    )
+
+
 def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
     """Differences of the paper and ours, one under the other, each on its own axis."""
     shown = [each for each in one["comparisons"] if each["paper"] is not None]
@@ -204,14 +223,15 @@ def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
             if ours["low"] is not None:
                 here.plot([ours["low"], ours["high"]], [place, place], color=figures.ACCENT, lw=2)
             here.plot(ours["mean"], place, "o", color=figures.ACCENT, markersize=5)
-        for axes, title in ((theirs, "the paper"), (here, "here, with 95 % intervals")):
+        for axes, title in ((theirs, "the paper"), (here, "here, 95 %")):
             axes.axvline(0, color=figures.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
             axes.set_title(title)
             axes.grid(axis="y")
             low, high = axes.get_xlim()
             far = max(abs(low), abs(high))
             axes.set_xlim(-far, far)
-            axes.set_xlabel(f"{one['main']} less the other", fontsize=8)
+
+        figure.supxlabel(f"{one['main']} less the other", fontsize=8.5)
         theirs.set_yticks(range(len(names)), names, fontsize=8)
         theirs.set_ylim(len(names) - 0.5, -0.5)
     told = "; ".join(f"{name}: {each['word']}" for name, each in zip(names, shown, strict=True))

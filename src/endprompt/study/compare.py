@@ -193,12 +193,17 @@ def sentences(found: dict[str, Any]) -> list[str]:
     for one_word, lead in (
         (AGREES, "Agrees with the paper in sign"),
         (DISAGREES, "Disagrees with the paper in sign"),
-        (OPEN, "Not told apart here, whatever the paper says"),
         (UNDECIDED, "Undecided, for want of an interval"),
     ):
         mine = [one for one in judged if one["word"] == one_word]
         if mine:
             said.append(f"{lead}, {len(mine)} of {len(judged)}: {_listed(found['main'], mine)}.")
+    unclear = sum(one["word"] == OPEN for one in judged)
+    if unclear:
+        said.append(
+            f"Not told apart here, {unclear} of {len(judged)}: the intervals hold zero, so the "
+            f"paper's signs are neither confirmed nor denied."
+        )
     extra = [one for one in found["comparisons"] if one["word"] == NOT_PRINTED]
     clear = [one for one in extra if (one["ours"]["low"] or 0) * (one["ours"]["high"] or 0) > 0]
     if clear:
@@ -207,9 +212,9 @@ def sentences(found: dict[str, Any]) -> list[str]:
     for reason in closed:
         names = [one["name"] for one in found["measures"] if one["absent"] == reason]
         said.append(f"Not measured at this scale: {', '.join(names)}; {reason}.")
-    for arm in found["arms"]:
-        if arm["absent"]:
-            said.append(f"Arm {arm['name']} is left out at this scale: {arm['absent']}.")
+    for reason in dict.fromkeys(arm["absent"] for arm in found["arms"] if arm["absent"]):
+        names = [arm["name"] for arm in found["arms"] if arm["absent"] == reason]
+        said.append(f"Left out at this scale: {', '.join(names)}; {reason}.")
     waiting = [arm["name"] for arm in found["arms"] if not arm["absent"] and not arm["runs"]]
     if waiting:
         said.append(f"Not run yet: {', '.join(waiting)}.")

@@ -148,10 +148,8 @@ class Laboratory:
             return f"the laboratory has no {measure.benchmark}"
         unknown = [kind for kind in measure.kinds if kind not in self._regime.base.kinds]
         if unknown:
-            return (
-                f"the laboratory's bases know {' and '.join(self._regime.base.kinds)} questions "
-                f"only, not {', '.join(unknown)}"
-            )
+            known = " and ".join(self._regime.base.kinds)
+            return f"the laboratory's bases know {known} questions only"
         if measure.benchmark == "ruler" and all(
             place != "target" and place < 1 for place in measure.at
         ):
