@@ -78,3 +78,23 @@ def test_questions_from_standard_input(
     book.write_bytes(b"\xff\xfe\x00")
     assert run(["chat", str(folder), "--file", str(book)]) == 1
     assert "is no UTF-8 text" in capsys.readouterr().err
+
+
+def test_an_answer_that_was_stopped_or_failed_leaves_a_conversation_that_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, alone = talk(folder, "old stone mills"), talk(folder, "old stone mills")
+    asked.ask("where", max_new_tokens=6, stop=lambda: True)
+    alone.ask("where", max_new_tokens=1)
+    assert asked.messages == alone.messages, "one token, then the stop"
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("in the middle of a layer")
+
+    hook = asked.model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        asked.ask("when", max_new_tokens=6)
+    hook.remove()
+    assert asked.ask("when", max_new_tokens=6) == alone.ask("when", max_new_tokens=6)
+    assert asked.used == alone.used
+    assert [question for question, _ in asked.turns] == ["where", "when"]

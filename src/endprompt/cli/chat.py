@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from endprompt.chat import Conversation
+
+PORT = 8321
 
 
 def register(app: typer.Typer) -> None:
@@ -20,19 +26,30 @@ def register(app: typer.Typer) -> None:
         tokens: int = typer.Option(
             512, "--tokens", min=1, metavar="N", help="Longest answer, in tokens."
         ),
+        serve: bool = typer.Option(
+            False, "--serve", help="Open a page for this machine alone, in place of the terminal."
+        ),
+        port: int | None = typer.Option(
+            None, "--port", min=0, max=65535, help="Of the page; 0: any.", show_default=f"{PORT}"
+        ),
     ) -> None:
         """Ask a model about a long text; answers stream, the window's use is shown.
 
-        A question a line; an empty line or the end of input leaves. Answers are greedy.
+        A question a line; an empty line or the end of input leaves. Answers are greedy. With
+        --serve the same in a browser, at http://127.0.0.1:8321; Ctrl-C ends it.
 
         Examples:
 
             endprompt chat runs/demo/arms/recall-pose/model --file book.txt
 
+            endprompt chat my-llama-64k --file book.txt --serve
+
             echo "Who is Naomi?" | endprompt chat my-llama-64k --file ruth.txt
         """
         from endprompt.errors import TextError
 
+        if port is not None and not serve:
+            raise typer.BadParameter("--port goes with --serve")
         try:
             text = file.read_text(encoding="utf-8") if file else ""
         except UnicodeDecodeError:
@@ -49,6 +66,9 @@ def register(app: typer.Typer) -> None:
         path = embedded.resolve(model)
         tokenizer = models.load_tokenizer(path)
         talk = Conversation(models.load(path, models.load_config(path)), tokenizer, text)
+        if serve:
+            _serve(talk, Path(model).name, file.name if file else "", tokens, port)
+            return
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         asking = sys.stdin.isatty()
         while True:
@@ -60,3 +80,16 @@ def register(app: typer.Typer) -> None:
             talk.ask(question, max_new_tokens=tokens, streamer=streamer)
             share = talk.used / talk.window
             typer.echo(f"[{talk.used:,} of {talk.window:,} tokens, {share:.0%}]", err=True)
+
+
+def _serve(talk: Conversation, name: str, file: str, tokens: int, port: int | None) -> None:
+    """The page, until Ctrl-C."""
+    from endprompt.chat.server import ChatServer
+
+    chosen = PORT if port is None else port
+    with ChatServer(talk, name=name, file=file, tokens=tokens, port=chosen) as server:
+        typer.echo(f"{server.url}  (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("ended")
