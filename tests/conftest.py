@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from hypothesis import settings
 
+from chromium import browser  # noqa: F401
 from tiny_checkpoint import WORDS, save_tiny
 
 settings.register_profile("busy", deadline=None)  # machines are shared: time proves nothing

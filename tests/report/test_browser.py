@@ -1,4 +1,4 @@
-"""The page in a real Chromium, driven over chromedriver's HTTP interface.
+"""The page in a real Chromium.
 
 `make check-browser` runs these; they need `chromium` and `chromedriver` on the path.
 """
@@ -6,90 +6,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run_sample import sample
 
+from chromium import Browser
 from endprompt.report import page
 
 pytestmark = pytest.mark.browser
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
-
-
-class Browser:
-    """One WebDriver session."""
-
-    def __init__(self, port: str, profile: Path) -> None:
-        self._root = f"http://127.0.0.1:{port}"
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        session = self.send("/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._root += f"/session/{session['sessionId']}"
-
-    def send(self, path: str, body: dict[str, Any] | None) -> Any:
-        """POST a command (DELETE when there is no body) and give its value."""
-        request = urllib.request.Request(
-            self._root + path,
-            data=None if body is None else json.dumps(body).encode(),
-            method="DELETE" if body is None else "POST",
-            headers={"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def devtools(self, command: str, **arguments: Any) -> Any:
-        """One command of the DevTools protocol."""
-        return self.send("/goog/cdp/execute", {"cmd": command, "params": arguments})
-
-    def open(self, file: Path, *, width: int = 1280, dark: bool = False) -> None:
-        """Show a page at a width, in light or dark."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
-        self.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=900, deviceScaleFactor=1, mobile=width < 600,
-        )  # fmt: skip
-        self.send("/url", {"url": file.as_uri()})
-
-    def ask(self, script: str) -> Any:
-        """What a script returns in the page."""
-        return self.send("/execute/sync", {"script": script, "args": []})
-
-    def log(self, kind: str) -> list[dict[str, Any]]:
-        """Entries of a log since it was last asked for."""
-        return self.send("/se/log", {"type": kind})
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    driver = subprocess.Popen(
-        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert driver.stdout is not None
-    line = next(line for line in driver.stdout if "started successfully on port" in line)
-    port = line.rstrip().rstrip(".").rpartition(" ")[2]
-    session = None
-    try:
-        session = Browser(port, tmp_path_factory.mktemp("profile"))
-        yield session
-    finally:
-        if session is not None:
-            session.send("", None)
-        driver.terminate()
-        driver.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +35,7 @@ def test_page_has_no_error_asks_no_network_and_is_no_wider_than_the_screen(
     browser: Browser, file: Path, width: int, dark: bool
 ) -> None:
     browser.log("browser"), browser.log("performance")
-    browser.open(file, width=width, dark=dark)
+    browser.open(file.as_uri(), width=width, dark=dark)
     assert browser.log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
     asked = [
@@ -121,7 +48,7 @@ def test_page_has_no_error_asks_no_network_and_is_no_wider_than_the_screen(
 
 
 def test_hostile_title_stays_text(browser: Browser, file: Path) -> None:
-    browser.open(file)
+    browser.open(file.as_uri())
     assert HOSTILE in browser.ask("return document.title")
     assert HOSTILE in browser.ask("return document.querySelector('h1').textContent")
     assert browser.ask("return document.images.length") == 0
@@ -146,14 +73,14 @@ def test_text_stands_out_from_its_ground_in_light_and_dark(browser: Browser, fil
     return Math.min(...ratios);
     """
     for dark in (False, True):
-        browser.open(file, dark=dark)
+        browser.open(file.as_uri(), dark=dark)
         assert browser.ask(contrast) >= 4.5
 
 
 def test_tables_sort_by_number_and_back_with_the_unmeasured_last(
     browser: Browser, file: Path
 ) -> None:
-    browser.open(file)
+    browser.open(file.as_uri())
     column = """
     const table = document.querySelector("#results table");
     table.tHead.rows[0].cells[%d].querySelector("button").click();
@@ -169,7 +96,7 @@ def test_tables_sort_by_number_and_back_with_the_unmeasured_last(
 
 
 def test_tables_are_reached_and_sorted_by_keyboard(browser: Browser, file: Path) -> None:
-    browser.open(file)
+    browser.open(file.as_uri())
     browser.ask("document.querySelector('#results th button').focus()")
     key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
     browser.devtools("Input.dispatchKeyEvent", type="keyDown", **key)
@@ -178,7 +105,7 @@ def test_tables_are_reached_and_sorted_by_keyboard(browser: Browser, file: Path)
 
 
 def test_print_opens_what_is_folded(browser: Browser, file: Path) -> None:
-    browser.open(file)
+    browser.open(file.as_uri())
     count = "return document.querySelectorAll('details:not([open])').length"
     assert browser.ask(count) > 0
     browser.ask("dispatchEvent(new Event('beforeprint'))")
