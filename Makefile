@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser wheel-check lint types coverage bench lab docs clean
+.PHONY: setup demo test check check-browser wheel-check lint types coverage bench lab studies docs clean
 
 setup: .venv/.setup-done
 
 .venv/.setup-done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,sft,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,sft,docs,dev]'
 	touch $@
 
 demo: setup
@@ -39,6 +39,14 @@ wheel-check:
 
 lab: setup
 	$(BIN)/endprompt lab --out runs/lab
+
+# The paper's tables and figures on the laboratory's bases.
+studies: setup
+	$(BIN)/endprompt study all --out runs/studies
+
+# Into site/; a broken link or an unknown name stops it.
+docs: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/zensical build --strict
 
 clean:
 	rm -rf .venv runs dist site

@@ -145,7 +145,7 @@ def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: s
     """The page docs/methods.md."""
     head = f"""# Methods
 
-Each is a recipe: `endprompt extend --method NAME`, or `endprompt train --method NAME`.
+Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`.
 `pose+recall` mixes the rows of two in equal parts, `0.8pose+0.2recall` in others.
 
 Made by `endprompt methods --markdown` for a window of {window:,} tokens, a target of {target:,}
