@@ -16,6 +16,8 @@ from endprompt.data.rows import PREFIX, TERMINAL
 
 CHUNK_TOKENS = 512
 """Tokens whose logits stand in memory at a time."""
+SUMS = 4
+"""Up to so many sums of losses are made each with its gradient at once; more, token by token."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,26 @@ def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
     """
     weights_BT = batch["loss_weights"][:, 1:] * batch["attention_mask"][:, 1:]
     trained_BT = weights_BT > 0
-    losses_N = _losses_inside(model, batch, trained_BT)
-    weights_N = weights_BT[trained_BT].to(losses_N)
-    segments_N = batch["segments"][:, 1:][trained_BT]
+    kinds_N2 = torch.stack([batch["segments"][:, 1:].to(weights_BT), weights_BT], -1)[trained_BT]
+    kinds_G2, group_N, counts_G = torch.unique(
+        kinds_N2, dim=0, return_inverse=True, return_counts=True
+    )
+    sums_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2))
+    segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
     with torch.no_grad():
         by_segment = torch.stack(
             [
-                torch.stack([losses_N[segments_N == segment].sum(), (segments_N == segment).sum()])
+                torch.stack([part_G[segments_G == segment].sum() for part_G in (sums_G, counts_G)])
                 for segment in (PREFIX, TERMINAL)
             ]
         )
-    return Losses((losses_N * weights_N).sum(), weights_N.sum(), by_segment)
+    return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment)
 
 
-def _losses_inside(model: nn.Module, batch: dict[str, Tensor], trained_BT: Tensor) -> Tensor:
-    """Losses float[N] of the trained tokens, made where the model's forward calls its head.
+def _losses_inside(
+    model: nn.Module, batch: dict[str, Tensor], trained_BT: Tensor, group_N: Tensor, groups: int
+) -> Tensor:
+    """Sums float[G] of the trained tokens' losses, made where the model's forward calls its head.
 
     DDP, FSDP and ZeRO look after a weight inside the forward of the module that owns it and
     nowhere else: DDP reduces what is used outside twice, FSDP and ZeRO have it in parts.
@@ -67,9 +74,9 @@ def _losses_inside(model: nn.Module, batch: dict[str, Tensor], trained_BT: Tenso
         def losses(hidden_BTH: Tensor) -> Tensor:
             hidden_NH = hidden_BTH[:, :-1][trained_BT]
             if scale == 1:
-                return token_losses(hidden_NH, head, labels_N, cap)
+                return group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
             # the family scales what its head gives, and here that is losses
-            return token_losses(hidden_NH * scale, head, labels_N, cap) / scale
+            return group_losses(hidden_NH * scale, head, labels_N, cap, group_N, groups) / scale
 
         with _forward_of(head, losses):
             return _call(model, batch)
@@ -99,18 +106,32 @@ def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     ).logits
 
 
+def group_losses(
+    hidden_NH: Tensor,
+    head: nn.Linear,
+    labels_N: Tensor,
+    cap: float | None,
+    group_N: Tensor,
+    groups: int,
+) -> Tensor:
+    """Cross-entropy float[G] in nats, summed over the labels of each group.
+
+    Few groups are taken one by one: the gradient of a sum is made beside it, where losses of
+    single tokens make the logits of every chunk a second time in the backward pass.
+    """
+    if cap is not None or not 0 < groups <= SUMS:
+        losses_N = token_losses(hidden_NH, head, labels_N, cap)
+        return losses_N.new_zeros(groups).index_add(0, group_N, losses_N)
+    parts = [group_N == group for group in range(groups)]
+    return torch.stack(
+        [_cross_entropy(hidden_NH[part], head, labels_N[part], "sum") for part in parts]
+    )
+
+
 def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None) -> Tensor:
     """Cross-entropy float[N] in nats of each label, from hidden states [N, H]."""
     if cap is None:
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
-        return F.linear_cross_entropy(
-            hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
-            head.weight,
-            labels_N,
-            linear_bias=head.bias,
-            reduction="none",
-            options=options if len(hidden_NH) > CHUNK_TOKENS else None,
-        ).float()
+        return _cross_entropy(hidden_NH, head, labels_N, "none")
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
         logits = F.linear(hidden, head.weight, head.bias).float()  # the head itself is replaced
@@ -118,6 +139,18 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
 
     pairs = zip(hidden_NH.split(CHUNK_TOKENS), labels_N.split(CHUNK_TOKENS), strict=True)
     return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
+
+
+def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reduction: str) -> Tensor:
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
+    return F.linear_cross_entropy(
+        hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
+        head.weight,
+        labels_N,
+        linear_bias=head.bias,
+        reduction=reduction,
+        options=options if len(hidden_NH) > CHUNK_TOKENS else None,
+    ).float()
 
 
 def _logit_scale(config: Any) -> float:

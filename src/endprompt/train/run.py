@@ -26,7 +26,7 @@ from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
 from endprompt.recipe import TOKENS_AT_ONCE, Recipe
-from endprompt.train import adapters, attention, probe
+from endprompt.train import adapters, attention, probe, recompute
 from endprompt.train import model as models
 from endprompt.train.loss import weighted_loss
 
@@ -102,6 +102,7 @@ def train(
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
+    recompute.choose(network, whole=bool(training.gradient_checkpointing))
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -305,8 +306,6 @@ def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
         optim="adamw_torch_fused",
         bf16=training.dtype == "bfloat16",
         use_cpu=not gpu,
-        activation_checkpointing=bool(training.gradient_checkpointing),
-        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=training.seed,
         data_seed=training.seed,
         save_strategy="steps",
