@@ -22,8 +22,9 @@ def register(app: typer.Typer) -> None:
     def inspect(
         what: list[str] = typer.Argument(
             None,
-            metavar="[RECIPE|MODEL]...",
-            help="Recipes by name or YAML file; models by folder. Default: endprompt, pose, short.",
+            metavar="[RECIPE|MODEL|RUN]...",
+            help="Recipes by name or YAML file; models and finished runs by folder. Default: "
+            "endprompt, pose, short.",
         ),
         to: str = typer.Option("64k", "--to", metavar="TOKENS", help="Target window."),
         window: str = typer.Option(
@@ -55,17 +56,23 @@ def register(app: typer.Typer) -> None:
         MODELS run on real text: for every head, how fast the attention score changes with
         distance beside Bernstein's bound on it, with no scaling, PI, NTK and YaRN; how far the
         two ends of the untrained gap determine what lies between; and the attention by distance.
-        Give a model before and after training to see what training did.
+
+        RUNS show what training did: attention across the jump before and after, layer by layer;
+        the heads that reach farthest; and the terminal's loss over training with the gradient
+        that it sends to the prefix, which dies when a fixed cue has been learnt by heart.
 
         Examples:
 
             endprompt inspect endprompt pose recall-pose --to 64k
 
-            endprompt inspect runs/demo/models/base --to 16k --out theory
+            endprompt inspect my-llama --to 64k --out theory
+
+            endprompt inspect runs/demo --out what-training-did
         """
         from rich.console import Console
 
         from endprompt import quantities
+        from endprompt.cli import inspect_run
         from endprompt.errors import OutputError
 
         if out is not None and out.exists() and not force:
@@ -74,13 +81,22 @@ def register(app: typer.Typer) -> None:
         target, old = quantities.tokens(to), quantities.tokens(window)
         named = what or ["endprompt", "pose", "short"]
         models = [one for one in named if (Path(one) / "config.json").is_file()]
-        recipes = [one for one in named if one not in models]
+        runs = [one for one in named if inspect_run.is_run(one)]
+        recipes = [one for one in named if one not in (*models, *runs)]
         files: list[Table] = []
         if recipes:
             size = quantities.tokens(row_tokens) if row_tokens else None
             files += _recipes(console, recipes, old, target, size, rows, out)
         for model in models:
             files += _model(console, model, target, text, tokens, pairs)
+        for run in runs:
+            tables, drawings = inspect_run.look(console, Path(run), text, tokens, SINK)
+            for table in tables:
+                _show(console, table)
+            if out is not None:
+                for drawing in drawings:
+                    drawing.write(out)
+            files += tables
         if out is not None:
             from endprompt.record import write_text
 

@@ -418,6 +418,35 @@ def _points(arm: Arm, key: str) -> list[tuple[float, float]]:
     return [(x, y) for x, y in found if x is not None and y is not None]
 
 
+def terminal_over_training(
+    curve: Sequence[Mapping[str, Any]], gradients: Sequence[float], name: str
+) -> Drawing | None:
+    """The terminal's loss at every step of a run's log, and its gradient on the prefix.
+
+    gradients  norms before and after training
+    """
+    points = _points({"curve": curve}, "terminal_loss")
+    if not points:
+        return None
+    steps, losses = zip(*points, strict=True)
+    with settings():
+        figure, grid = new(4.2, 2, sharex=True)
+        loss_axes, gradient_axes = grid[0][0], grid[1][0]
+        loss_axes.plot(steps, losses, color=SERIES[1], linewidth=1.8)
+        loss_axes.set_title("loss of the terminal, nats a token")
+        ends = [0, steps[-1]]
+        gradient_axes.plot(ends, gradients, "o", color=SERIES[0], markersize=6)
+        gradient_axes.set_title("gradient of that loss on the prefix, before and after")
+        for axes in (loss_axes, gradient_axes):
+            axes.set_ylim(0, None)
+        gradient_axes.set_xlabel("step")
+    told = (
+        f"The terminal's loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats, its gradient on "
+        f"the prefix from {gradients[0]:.3g} to {gradients[-1]:.3g}."
+    )
+    return Drawing(f"terminal-{name}", f"What the terminal teaches, {name}", told, figure)
+
+
 def coverage(run: Run) -> Drawing | None:
     """Distances that each recipe trains, on a log axis; height is pairs per distance and row.
 

@@ -1,0 +1,200 @@
+"""What training did to a run's model: attention before and after, and the terminal's signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from endprompt.report.figures import Drawing
+    from endprompt.report.tables import Table
+
+NEAR = 64
+"""Distances below this are a band of their own."""
+ROWS = 4
+"""Held-out rows that the terminal's gradient is averaged over."""
+HELD_OUT = 10_000
+"""Added to a recipe's seed: rows that training doesn't see."""
+SHOWN_HEADS = 10
+
+
+def is_run(path: str) -> bool:
+    """Whether a folder holds a finished run of `endprompt extend`."""
+    return (Path(path) / "run.json").is_file() and (Path(path) / "arms").is_dir()
+
+
+def look(
+    console: Any, folder: Path, text: Path | None, tokens: int, sink: int
+) -> tuple[list[Table], list[Drawing]]:
+    """Read one row with both models and give what changed, as tables and figures.
+
+    The second half of the row stands at the far end of the target, as in training, so that its
+    tokens see the first half across the jump. sink: first tokens that are in no band.
+    Raises DataError when the run trained nothing or its models are gone.
+    """
+    from endprompt.errors import DataError
+    from endprompt.recipe import build
+    from endprompt.report.reading import read
+    from endprompt.train.quiet import quiet
+
+    quiet()
+    run = read(folder)
+    recipe = build(run["recipe"], f"recipe of {folder}")
+    before, after = (folder / "arms" / name / "model" for name in ("untrained", recipe.name))
+    if not recipe.trained:
+        raise DataError(f"{folder} trained nothing: there is no before and after")
+    for model in (before, after):
+        if not (model / "config.json").is_file():
+            raise DataError(f"{model} is not there: the run's folder has to be whole")
+    name, target = folder.resolve().name, int(run["target"])
+    console.print(
+        f"{folder}: {tokens:,} tokens, the second half at the far end of {target:,} positions",
+        markup=False,
+        highlight=False,
+    )
+    reaches = [_reach(str(model), text, tokens, target, sink) for model in (before, after)]
+    tables = [_by_layer(*reaches, name), _heads(*reaches, name)]
+    signals = _signals(folder, recipe, (before, after), target)
+    drawings = []
+    curve = next(arm["curve"] for arm in run["arms"] if arm["name"] == recipe.name)
+    if signals:
+        from endprompt.report.figures import terminal_over_training
+
+        tables.append(_signal_table(signals, name))
+        gradients = [one["gradient on the prefix"] for one in signals]
+        drawing = terminal_over_training(curve, gradients, name)
+        drawings = [drawing] if drawing is not None else []
+    else:
+        console.print("its rows have no terminal: no signal to follow", highlight=False)
+    return tables, drawings
+
+
+def _reach(model: str, text: Path | None, tokens: int, target: int, sink: int) -> Any:
+    import numpy as np
+
+    from endprompt.cli.inspect import _ids
+    from endprompt.train import diagnostics
+    from endprompt.train import model as models
+
+    half = tokens // 2
+    positions = np.concatenate([np.arange(half), np.arange(target - tokens + half, target)])
+    ids = _ids(model, text, tokens)
+    layers = diagnostics.record(models.load(model, models.load_config(model)), ids, positions)
+    edges = [0, NEAR, tokens - half, target - tokens + 1, target]
+    return diagnostics.reach(layers, positions, edges, skip=sink)
+
+
+def _bands(reach: Any) -> list[tuple[int, str]]:
+    """Bands with any pair in them, in words; the jump leaves the third one empty."""
+    edges = reach.edges
+    return [
+        (0, f"below {edges[1]}"),
+        (1, f"{edges[1]} to {edges[2] - 1:,}"),
+        (3, f"{edges[3]:,} and on"),
+    ]
+
+
+def _by_layer(before: Any, after: Any, name: str) -> Table:
+    import numpy as np
+
+    from endprompt.report.tables import Cell, Table
+
+    bands = _bands(before)
+    rows = []
+    for layer in range(before.mass_LHE.shape[0]):
+        cells = [Cell(str(layer), value=layer)]
+        for band, _ in bands:
+            for one in (before, after):
+                share = float(one.mass_LHE[layer, :, band].mean())
+                cells.append(Cell(f"{share:.3f}", value=share))
+        for one in (before, after):
+            score = float(np.mean(one.score_LHE[layer, :, bands[-1][0]]))
+            cells.append(Cell(f"{score:.2f}", value=score))
+        rows.append(tuple(cells))
+    columns = ["layer"]
+    for _, words in bands:
+        columns += [f"share {words}: before", "after"]
+    columns += [f"score {bands[-1][1]}: before", "after"]
+    return Table(
+        f"before_and_after_{name}",
+        "Attention by distance before and after training, mean over heads: share of the attention "
+        "of the last 64 tokens, and mean score in logits across the jump",
+        tuple(columns),
+        tuple(rows),
+    )
+
+
+def _heads(before: Any, after: Any, name: str) -> Table:
+    from endprompt.report.tables import Cell, Table
+
+    edge = before.edges[3]
+    rows = []
+    for layer, head, share in after.far_heads(edge, SHOWN_HEADS):
+        was = float(before.mass_LHE[layer, head, 3])
+        rows.append(
+            (
+                Cell(str(layer), value=layer),
+                Cell(str(head), value=head),
+                *(Cell(f"{value:.3f}", value=value) for value in (was, share)),
+                Cell(f"{share - was:+.3f}", value=share - was),
+            )
+        )
+    return Table(
+        f"far_heads_{name}",
+        f"Heads that reach farthest after training: share of attention from {edge:,} tokens on",
+        ("layer", "head", "before", "after", "change"),
+        tuple(rows),
+    )
+
+
+def _signals(
+    folder: Path, recipe: Any, models_: tuple[Path, Path], target: int
+) -> list[dict[str, float]]:
+    """The terminal's loss and gradient on held-out rows, before and after; [] without one."""
+    from endprompt.cues import CueWriter
+    from endprompt.data import holdout
+    from endprompt.data.rows import TERMINAL, RowSource, collate
+    from endprompt.train import diagnostics
+    from endprompt.train import model as models
+
+    if all(kind.terminal is None for kind in recipe.rows.kinds):
+        return []
+    documents, _ = holdout.training_documents(folder / "data")
+    writer = CueWriter(models.load_tokenizer(str(models_[0])))
+    seed = recipe.training.seed + HELD_OUT
+    source = RowSource(documents, recipe.rows, writer, target=target, seed=seed, count=16 * ROWS)
+    drawn = (source[index] for index in range(len(source)))
+    rows = [row for row in drawn if (row["segments"] == TERMINAL).any()][:ROWS]
+    found = []
+    for path in models_:
+        model = models.load(str(path), models.load_config(str(path)))
+        told = [diagnostics.terminal_signal(model, collate([row])) for row in rows]
+        found.append(
+            {
+                "loss of the terminal": sum(one.terminal_loss for one in told) / len(told),
+                "gradient on the prefix": sum(one.prefix_gradient for one in told) / len(told),
+                "gradient on the terminal": sum(one.terminal_gradient for one in told) / len(told),
+            }
+        )
+    return found
+
+
+def _signal_table(signals: list[dict[str, float]], name: str) -> Table:
+    from endprompt.report.tables import Cell, Table
+
+    before, after = signals
+    rows = [
+        (
+            Cell(key),
+            *(Cell(f"{value:.4g}", value=value) for value in (before[key], after[key])),
+            Cell(f"{after[key] / before[key]:.3f}", value=after[key] / before[key]),
+        )
+        for key in before
+    ]
+    return Table(
+        f"signal_{name}",
+        f"The terminal on {ROWS} rows that training did not see: loss in nats a token, norms of "
+        "its gradient by the embeddings; near zero, nothing long-range is learnt any more",
+        ("what", "before", "after", "after / before"),
+        tuple(rows),
+    )
