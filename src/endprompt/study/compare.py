@@ -72,7 +72,9 @@ def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
 def _column(study: Study, scale: Scale, measure: Measure, results: Results) -> _Column:
     if _why(study, scale, measure, results) is not None:
         return _Column(measure, [], {})
-    arms = CONTROLS | study.arms_at(scale)
+    target = study.arms[study.main].target
+    bare = {name: arm.model_copy(update={"target": target}) for name, arm in CONTROLS.items()}
+    arms = bare | study.arms_at(scale)
     values = {name: results.values(study, arm, measure) for name, arm in arms.items()}
     there = {name: found for name, found in values.items() if found}
     own = {name: found for name, found in there.items() if name not in CONTROLS}

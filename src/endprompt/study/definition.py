@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -29,6 +30,9 @@ SMALLER = {"lab": 1, "smollm2": 4, "paper": 1}
 """What the paper's L / L0 is divided by: 64K is 8 windows, of which a CPU reads two."""
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+_recipe = cache(recipes.load)
 
 
 class Settings(BaseModel):
@@ -56,7 +60,7 @@ class Arm(Settings):
 
     def built(self) -> Recipe:
         """The recipe with its settings, under a name that tells them: equal arms, equal names."""
-        found = recipes.load(self.recipe).replace(self.set)
+        found = _recipe(self.recipe).replace(self.set)
         words = [found.name]
         if self.set:
             words.append(record.sha256_of(self.set)[:6])
