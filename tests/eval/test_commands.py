@@ -148,6 +148,14 @@ def test_ruler_runs_on_a_checkpoint_and_says_what_is_not_comparable(model, tmp_p
     assert summary["answered"] == 2
 
 
+def test_a_ruler_task_too_long_for_a_length_is_left_out_and_named(model, tmp_path, capsys):
+    given = ["run", model, "--tasks", "ruler", "--lengths", "2000", "--samples", "1"]
+    assert command(*given, "--ruler-tasks", "vt,qa_2", "--out", tmp_path / "r") == 0
+    assert "some samples left out: qa_2 at length 2000 cannot hold" in capsys.readouterr().out
+    assert command(*given, "--ruler-tasks", "qa_2", "--out", tmp_path / "none") == 1
+    assert "qa_2 at length 2000 cannot hold its fixed parts" in capsys.readouterr().err
+
+
 def test_a_failing_server_ends_with_code_1_and_the_same_command_mends_it(model, tmp_path, capsys):
     fake = Fake()
     fake.replies = [status(500)] * 2 + [good("the key is 12345")]

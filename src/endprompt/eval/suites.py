@@ -42,7 +42,10 @@ def ruler_suite(
     template: str = "base",
     files: dict[str, Path | None] | None = None,
 ) -> Suite:
-    """RULER's tasks at each length; see `endprompt.eval.ruler`."""
+    """RULER's tasks at each length; see `endprompt.eval.ruler`.
+
+    Questions of a task that are too long for a length are left out, and the notes say so.
+    """
     given = {what: path for what, path in (files or {}).items() if path is not None}
     data = ruler.Data(
         essays=given.get("essays"), squad=given.get("squad"), hotpotqa=given.get("hotpotqa")
@@ -55,25 +58,33 @@ def ruler_suite(
         for task in tasks
     ]
 
+    left_out: list[ruler.TooShort] = []
+
     def questions() -> Iterator[Question]:
+        left_out.clear()
         for cell in cells:
-            for sample in cell:
-                yield Question(
-                    id=f"ruler/{cell.task.name}/{cell.length}/{sample.index}",
-                    task=f"ruler/{cell.task.name}",
-                    length=cell.length,
-                    prompt=sample.prompt,
-                    max_new_tokens=cell.task.tokens_to_generate,
-                    references=sample.outputs,
-                )
+            try:
+                for sample in cell:
+                    yield Question(
+                        id=f"ruler/{cell.task.name}/{cell.length}/{sample.index}",
+                        task=f"ruler/{cell.task.name}",
+                        length=cell.length,
+                        prompt=sample.prompt,
+                        max_new_tokens=cell.task.tokens_to_generate,
+                        references=sample.outputs,
+                    )
+            except ruler.TooShort as error:
+                left_out.append(error)
+                if len(left_out) == len(cells):
+                    raise
 
     def score(question: Question, prediction: str) -> dict[str, float]:
         row = {"pred": prediction, "outputs": question.references}
         return {"score": ruler.score(question.task.removeprefix("ruler/"), [row]).per_sample[0]}
 
-    def stand_ins() -> list[str]:
-        """The texts that were made up; a cell knows them once it has been drawn from."""
-        return sorted(
+    def notes() -> list[str]:
+        """Samples left out, and texts made up: a cell knows them once it has been drawn from."""
+        return [f"some samples left out: {error}" for error in left_out] + sorted(
             {
                 f"{cell.task.name}: {source.what} is {source.origin}, {ruler.NOT_COMPARABLE}"
                 for cell in cells
@@ -95,7 +106,7 @@ def ruler_suite(
             "template": template,
             "data": {what: sha256_file(path) for what, path in given.items()},
         },
-        stand_ins,
+        notes,
     )
 
 

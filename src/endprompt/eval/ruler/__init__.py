@@ -17,7 +17,7 @@
 
 from endprompt.eval.ruler.counting import TokenCounter, load_tokenizer
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
-from endprompt.eval.ruler.generate import Cell, samples, wrap_of
+from endprompt.eval.ruler.generate import Cell, TooShort, samples, wrap_of
 from endprompt.eval.ruler.scoring import LengthScore, Summary, TaskScore, score, summarise
 from endprompt.eval.ruler.tasks import TASKS, Sample, Task, find_task
 
@@ -33,6 +33,7 @@ __all__ = [
     "Task",
     "TaskScore",
     "TokenCounter",
+    "TooShort",
     "find_task",
     "load_tokenizer",
     "samples",

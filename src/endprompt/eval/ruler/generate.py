@@ -99,6 +99,10 @@ def wrap_of(template: str, tokenizer: Any) -> Wrap:
     return Wrap(head, tail)
 
 
+class TooShort(EvaluationError):
+    """A length that a task's fixed parts don't fit in."""
+
+
 @dataclass
 class Cell:
     """One task at one length. Iterate over it for its samples.
@@ -151,9 +155,9 @@ class Cell:
             token_position_answer=position,
         )
 
-    def too_short(self, needed: int) -> EvaluationError:
+    def too_short(self, needed: int) -> TooShort:
         """The error that names the shortest length, in tokens."""
-        return EvaluationError(
+        return TooShort(
             f"{self.task.name} at length {self.length} cannot hold its fixed parts: "
             f"it needs at least {needed} tokens with this tokenizer, raise --length"
         )
