@@ -23,9 +23,11 @@ PY
 "$work/env/bin/endprompt" --help >/dev/null
 "$work/env/bin/endprompt" extend --help >/dev/null
 "$work/env/bin/endprompt" methods --rows 20 --window 512 --to 4k
+"$work/env/bin/endprompt" sft --help >/dev/null
 if [ -n "${RUNS:-}" ]; then # the embedded model and text, and a training run: more minutes
+    # LAB=90s begins no further arm of the laboratory after that time
     "$work/env/bin/endprompt" extend --to 10k --lengths 1k --needles 2 \
         --set rows.tokens=256 --set training.tokens=1024 --out "$work/run"
-    "$work/env/bin/endprompt" lab --quick --out "$work/lab"
+    "$work/env/bin/endprompt" lab --quick ${LAB:+--budget "$LAB"} --out "$work/lab"
 fi
 echo "wheel: ok"
