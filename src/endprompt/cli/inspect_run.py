@@ -47,6 +47,10 @@ def look(
         if not (model / "config.json").is_file():
             raise DataError(f"{model} is not there: the run's folder has to be whole")
     name, target = folder.resolve().name, int(run["target"])
+    if 3 * tokens > 2 * target:
+        raise DataError(
+            f"--tokens {tokens} leaves no jump inside {target} positions: at most {2 * target // 3}"
+        )
     console.print(
         f"{folder}: {tokens:,} tokens, the second half at the far end of {target:,} positions",
         markup=False,
