@@ -145,7 +145,7 @@ def _turned(name: str, array: np.ndarray, config: dict[str, Any]) -> np.ndarray:
 
 def predictions(file: Path, folder: Path, threads: int) -> list[dict[int, float]]:
     """Log-probabilities that llama.cpp gives the reference's tokens, at each of its places."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama, llama_get_logits_ith
 
     expected = read(folder)
     model = Llama(str(file), n_ctx=len(expected.tokens) + 8, n_threads=threads, verbose=False)
@@ -153,10 +153,12 @@ def predictions(file: Path, folder: Path, threads: int) -> list[dict[int, float]
     for place in expected.places:
         model.eval(expected.tokens[start : place.length])
         start = place.length
-        logits_V = np.asarray(model.eval_logits[-1], dtype=np.float64)
+        last = llama_get_logits_ith(model.ctx, -1)
+        logits_V = np.ctypeslib.as_array(last, shape=(model.n_vocab(),)).astype(np.float64)
         top = logits_V.max()
         logprobs_V = logits_V - top - np.log(np.exp(logits_V - top).sum())
         found.append({token: float(logprobs_V[token]) for token in place.ids})
+        print(f"{place.length:>9,}", *np.round(logprobs_V[place.ids], 4), flush=True)
     return found
 
 
