@@ -14,7 +14,7 @@ import endprompt
 SOURCE = Path(endprompt.__file__).parent
 LAYERS = (
     {"errors"},
-    {"record", "quantities", "progress", "hub"},
+    {"record", "quantities", "progress", "hub", "plugins"},
     {"positions", "positions_skips", "rope", "flops"},
     {"recipe", "theory"},
     {"cues", "embedded"},

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from endprompt import plugins
 from endprompt.errors import RecipeError
-from endprompt.recipe import Recall, Terminal
+from endprompt.recipe import CUES, Recall, Terminal
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -97,6 +98,9 @@ class CueWriter:
         """
         if terminal.cue == "recall":
             return self._recall(terminal, text_T, rng)
+        made = None if terminal.cue in CUES else plugins.find("endprompt.cue", terminal.cue)
+        if made is not None:
+            return made(self, terminal, text_T, rng)
         T = len(text_T)
         if terminal.cue == "continuation":
             P = self._prefix_length(T, terminal.tokens * terminal.anchors)

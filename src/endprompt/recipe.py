@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import flops
+from endprompt import flops, plugins
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -28,6 +28,18 @@ Count = Annotated[int, Field(gt=0)]
 Span = tuple[Count, Count]
 
 
+SCALINGS = ("none", "pi", "ntk", "dynamic", "yarn", "llama3", "longrope")
+CUES = ("ep1", "ep2", "ep3", "text", "pool", "recall", "continuation")
+
+
+def _scaling(name: str) -> str:
+    return plugins.known("endprompt.scaling", name, SCALINGS)
+
+
+def _cue(name: str) -> str:
+    return plugins.known("endprompt.cue", name, CUES)
+
+
 class Settings(BaseModel):
     """Frozen, and strict about keys."""
 
@@ -37,7 +49,7 @@ class Settings(BaseModel):
 class Rope(Settings):
     """How RoPE is scaled; `factor` None means ceil(relative_factor * L / L0)."""
 
-    scaling: Literal["none", "pi", "ntk", "dynamic", "yarn", "llama3", "longrope"] = "pi"
+    scaling: Annotated[str, AfterValidator(_scaling)] = "pi"
     factor: Annotated[float, Field(ge=1)] | None = None
     relative_factor: Annotated[float, Field(gt=0)] = 1.0
     """Part of L / L0 that is used: LCEG halves it for dynamic NTK."""
@@ -96,7 +108,7 @@ class Recall(Settings):
 class Terminal(Settings):
     """What a row ends with, and where it stands."""
 
-    cue: Literal["ep1", "ep2", "ep3", "text", "pool", "recall", "continuation"] = "ep1"
+    cue: Annotated[str, AfterValidator(_cue)] = "ep1"
     text: str | None = None
     pool: tuple[str, ...] = ()
     recall: Recall = Recall()

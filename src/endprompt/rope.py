@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from endprompt import plugins
 from endprompt.errors import RopeError
 
 Floats = NDArray[np.float64]
@@ -170,6 +171,9 @@ def parameters(
         return found
     if scaling == "ntk":
         return found | {"rope_theta": _ntk_theta(base.theta, s, base.rotary_size)}
+    rule = None if scaling in ROPE_TYPES else plugins.find("endprompt.scaling", scaling)
+    if rule is not None:
+        return found | rule(base, float(s))
     if scaling not in ROPE_TYPES:
         raise RopeError(f"unknown scaling {scaling!r}: one of none, ntk, {', '.join(ROPE_TYPES)}")
     found |= {"rope_type": ROPE_TYPES[scaling], "factor": float(s)}

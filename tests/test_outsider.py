@@ -1,0 +1,88 @@
+"""What CONTRIBUTING shows works as it stands there, in a package that is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from endprompt import methods, rope
+from endprompt import recipe as recipes
+from endprompt.errors import RecipeError
+from endprompt.train import model as models
+
+PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+TARGET = 512
+
+
+@pytest.fixture
+def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of the page under the names in their first lines, installed as pip would."""
+    for body in re.findall(r"```\w+\n(# .*?)```", PAGE.read_text(), re.DOTALL):
+        file = tmp_path / body.splitlines()[0].removeprefix("# ")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(body)
+    points = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["entry-points"]
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in found.items())
+            for group, found in points.items()
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_method_a_cue_and_a_scaling_rule_of_another_package(outsider: Path, tiny: Path) -> None:
+    recipe = recipes.load(outsider / "mine.yaml").resolve(window=128, target=TARGET, gpu=False)
+    base = rope.read_base(models.load_config(str(tiny)))
+    config = models.scaled_config(str(tiny), recipe, TARGET)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": base.theta * 16}
+    rows = methods.row_source(recipe, 64, target=TARGET, count=20)
+    ends = 0
+    for index in range(20):
+        row = rows.row(index)
+        assert len(row.tokens_T) == 64
+        if row.positions_T[-1] == TARGET - 1:
+            ends += 1
+            assert row.tokens_T[-8:].tolist() == row.tokens_T[:8].tolist()
+    assert 0 < ends < 20, "half of the rows, by chance"
+
+
+def test_other_processes_find_them_as_well(outsider: Path, endprompt: Callable[..., Any]) -> None:
+    paths = os.pathsep.join([str(outsider), os.environ.get("PYTHONPATH", "")])
+    words = ["methods", "mine.yaml"]
+    done = endprompt(*words, cwd=outsider, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+    without = endprompt(*words, cwd=outsider / "tasks")
+    assert without.returncode == 1
+
+
+def test_without_the_package_the_names_are_unknown(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rope.scaling: 'abf' is none of none, pi, ntk"):
+        recipes.load("short").replace({"rope.scaling": "abf"})
+    with pytest.raises(RecipeError, match=r"cue: 'recal' \(did you mean 'recall'\?\) is none of"):
+        recipes.load("endprompt").replace({"rows.kinds.0.terminal.cue": "recal"})
+
+
+def test_a_task_in_a_folder(outsider: Path, tiny: Path, endprompt: Callable[..., Any]) -> None:
+    rows = [{"text": f"the river ran {n}", "word": "ran"} for n in range(2)]
+    (outsider / "last_word.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = endprompt(
+        "eval", "run", tiny, "--tasks", "short", "--short", "last_word", "--include", "tasks",
+        "--out", "out", cwd=outsider,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = (outsider / "out" / "short" / "last_word.jsonl").read_text().splitlines()
+    assert len(kept) == 2
+    assert all("exact_match" in line for line in kept)
