@@ -16,10 +16,11 @@ from endprompt.export.checkpoint import sha256
 from endprompt.export.reference import Place, Reference, logits_at, read
 from endprompt.train import model as models
 
-TOLERANCE = {"float32": 0.01, "bfloat16": 0.25, "float16": 0.05}
-"""Nats by which a log-probability may differ, by the dtype of the weights."""
-SERVER_TOLERANCE = 0.5
-"""The same for a server, whose kernels and cache have dtypes of their own."""
+TOLERANCE = {"float32": 0.01, "bfloat16": 1.0, "float16": 0.05}
+"""Nats by which a log-probability may differ, by the dtype of the weights: about twice the largest
+difference that `benchmarks/export_tolerance.py` met at 192 places."""
+SERVER_TOLERANCE = 1.0
+"""The same for a server, whose weights, kernels and cache have dtypes of their own: as for bf16."""
 
 
 @dataclass(frozen=True)
