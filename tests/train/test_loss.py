@@ -47,16 +47,19 @@ def reference(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return -logp.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
 
 
+@pytest.mark.parametrize("weights", ["many", "few"])
 @pytest.mark.parametrize("chunk", [4, 512])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_loss_and_gradient_equal_a_float64_reference(
-    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    family: str, chunk: int, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES) if family == "llama" else Gemma2Config(**SIZES)
     model = AutoModelForCausalLM.from_config(config).double()
     batch = a_batch()
+    if weights == "few":
+        batch["loss_weights"] = torch.where(batch["segments"] == TERMINAL, 0.25, 1.0)
     used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
     expected = reference(model, batch)
     (expected * used).sum().backward()

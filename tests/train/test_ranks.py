@@ -91,3 +91,12 @@ def test_a_fault_in_one_rank_ends_all_within_a_minute(
 def test_loss_and_gradients_are_the_same_when_weights_are_sharded() -> None:
     done = ranks(2, "shard_child.py")
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_spread_by_fsdp_are_saved_whole(tiny: Path, tmp_path: Path) -> None:
+    done = ranks(2, "gather_child.py", tiny, tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(at / "model.safetensors") for at in (tiny, tmp_path / "model"))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert (after[name] == weight).all(), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,50 @@ def test_saved_config_serves_readers_of_both_layouts(
     tokenizer = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == TARGET
     assert (tmp_path / "model/chat_template.jinja").is_file()
+
+
+def test_a_spike_of_the_loss_is_reported_with_its_rows(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    measure, calls = run.weighted_loss, []
+
+    def leaping(model: Any, batch: Any) -> Any:
+        losses = measure(model, batch)
+        calls.append(1)
+        factor = 5 if len(calls) == 10 else 1
+        return losses.__class__(losses.weighted * factor, losses.weight, losses.by_segment)
+
+    monkeypatch.setattr(run, "weighted_loss", leaping)
+    run.train(
+        a_recipe(**{"training.tokens": 256 * 12}), model=str(tiny), documents=documents,
+        target=TARGET, out=tmp_path,
+    )  # fmt: skip
+    told = [entry.getMessage() for entry in caplog.records if "median" in entry.getMessage()]
+    assert len(told) == 1
+    assert "at step 10 (rows 18 to 19) is 5.0 times the median of the 9 steps" in told[0]
+
+
+def test_tensorboard_gets_what_a_run_is_watched_by(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    run.train(
+        a_recipe(**{"training.tokens": 256 * 2}), model=str(tiny), documents=documents,
+        target=TARGET, out=tmp_path, report_to="tensorboard",
+    )  # fmt: skip
+    (events,) = (tmp_path / "tensorboard").rglob("events.out.tfevents*")
+    found = EventAccumulator(str(events.parent)).Reload()
+    values = {
+        name: [event.value for event in found.Scalars(f"train/{name}")]
+        for name in ("tokens_per_second", "share_of_peak", "memory_gib", "prefix_loss",
+                     "terminal_loss", "terminal_gradient_share")
+    }  # fmt: skip
+    assert all(len(each) == 2 and min(each) > 0 for each in values.values()), values
+    assert max(values["terminal_gradient_share"]) < 1
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
 @pytest.fixture(autouse=True)

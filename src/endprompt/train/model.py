@@ -71,6 +71,24 @@ def load(model: str, config: Any, *, attention: str = "sdpa", dtype: str = "floa
         )
 
 
+def gathered(model: Any, accelerator: Any = None, wrapped: Any = None) -> dict[str, Any] | None:
+    """All weights on the first rank where ranks hold parts of them; None where each has all.
+
+    Every rank has to call this: it gathers. Other ranks get an empty dictionary.
+
+    accelerator, wrapped  the run's, which DeepSpeed's weights are asked from
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(model, options=whole)
+    if accelerator is not None and str(accelerator.distributed_type).endswith("DEEPSPEED"):
+        return accelerator.get_state_dict(wrapped)
+    return None
+
+
 def save(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
     """Write a checkpoint with its tokenizer and chat template, whole or not at all."""
     partial = _partial(folder)

@@ -1,8 +1,9 @@
 """What is kept of the forward pass for the backward pass, and what is made again there.
 
 Whole: each layer keeps its input alone. Otherwise, on a CPU, each layer keeps its matrix products
-and its attention, and norms, activations and RoPE are made again: 0.6 of the memory of activations
-for three percent of the time. On a GPU, whose memory is slow beside its products, these are kept.
+and its attention, and norms, activations and RoPE are made again: cheap beside the products, and a
+third of what activations take (docs/log.md). On a GPU, whose memory is slow beside its products,
+all are kept.
 """
 
 from __future__ import annotations

@@ -6,13 +6,16 @@ function of seed and index, and the Trainer restores optimizer, schedule and ran
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,14 @@ from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
 from endprompt.recipe import TOKENS_AT_ONCE, Recipe
-from endprompt.train import adapters, attention, probe, recompute
+from endprompt.train import adapters, attention, calibration, probe, recompute
 from endprompt.train import model as models
 from endprompt.train.loss import weighted_loss
 
 Progress = Callable[[dict[str, Any]], None]
 COMPLETE = "complete.json"
+SPIKE, SPIKE_STEPS = 2.0, 8
+"""A loss so many times the median of the steps before it is reported, once there are enough."""
 log = logging.getLogger(__name__)
 
 
@@ -108,13 +113,16 @@ def train(
     if checkpoint:
         resumed += json.loads((checkpoint / COMPLETE).read_text())["resumed_at"]
         resumed.append(int(checkpoint.name.rpartition("-")[2]))
-    trainer = RowTrainer(
-        model=network,
-        args=_arguments(recipe, out, report_to),
-        train_dataset=rows,
-        data_collator=collate,
-        callbacks=[_MarkComplete(resumed), _Report(progress), *callbacks],
-    )
+    with _tensorboard_in(out / "tensorboard"):
+        trainer = RowTrainer(
+            model=network,
+            args=_arguments(recipe, out, report_to),
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[_MarkComplete(resumed), _Report(progress), *callbacks],
+            row_tokens=amounts.row_tokens,
+            row_flops=recipe.row_flops(flops.read(config), False),
+        )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -141,8 +149,15 @@ def train(
         curve=curve,
         position_check=[check.as_dict() for check in checks],
     )
+    state = models.gathered(network, trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        whole = adapters.merge(trainer.accelerator.unwrap_model(network))
+        if state is None:
+            whole = trainer.accelerator.unwrap_model(network)
+        else:  # weights are spread over the ranks: put them together in a model of its own
+            whole = models.load(model, config)
+            adapters.prepare(whole, training)
+            whole.load_state_dict(state)
+        whole = adapters.merge(whole)
         models.save(whole, tokenizer, out / "model", target)
         record.write_json(out / "train.json", done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -150,14 +165,44 @@ def train(
 
 
 class RowTrainer(Trainer):
-    """Rows in the order of their index, the weighted loss, and each segment's loss in the log."""
+    """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
+
+    row_tokens, row_flops  tokens of a row and operations of training on it, for rates
+    """
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, row_tokens: int, row_flops: float, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._row_tokens, self._row_flops = row_tokens, row_flops
+        self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
+        self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
+        self._segments = torch.zeros(0)
         self._by_segment = torch.zeros(2, 2)
+        self._squares = torch.zeros(2, device=self.args.device)
+        network: Any = self.model
+        head = network.get_output_embeddings()
+        head.register_forward_pre_hook(self._watch_gradient)
         self._began = time.perf_counter()
+
+    def _watch_gradient(self, _: Any, given: tuple[Any, ...]) -> None:
+        """Add up squares of the gradient that each segment's loss sends into the last layer."""
+        (hidden_BTH,) = given
+        segments_BT = self._segments[:, 1:]
+        if not hidden_BTH.requires_grad or segments_BT.shape[-1] != hidden_BTH.shape[1] - 1:
+            return
+
+        def add(gradient_BTH: torch.Tensor) -> None:
+            squares_BT = gradient_BTH[:, :-1].float().square().sum(-1)
+            for segment in (PREFIX, TERMINAL):
+                self._squares[segment] += squares_BT[segments_BT == segment].sum()
+
+        hidden_BTH.register_hook(add)
+
+    @property
+    def _rows_per_step(self) -> int:
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return rows * self.args.world_size
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset
@@ -182,13 +227,13 @@ class RowTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
+        self._segments = inputs["segments"]
         losses = weighted_loss(model, inputs)
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
         loss = losses.weighted / total.clamp_min(1e-8) * self.args.world_size
         if not torch.isfinite(loss):
             step = self.state.global_step
-            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            rows *= self.args.world_size
+            rows = self._rows_per_step
             raise TrainingError(
                 f"loss is {loss.item()} at step {step + 1} (rows {step * rows} to "
                 f"{(step + 1) * rows - 1}); the weights are those of step {step}: "
@@ -198,21 +243,70 @@ class RowTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss of prefix and terminal, in nats per trained token, and the seconds."""
+        """Add what a run is watched by; report a loss that leaps.
+
+        Losses of prefix and terminal are nats a trained token; `terminal_gradient_share` is that
+        of the terminal in the squared gradient on the last hidden states; rates are of all ranks,
+        memory is the peak of this one.
+        """
         if "loss" in logs:
-            sums = self._by_segment
+            sums, squares = self._by_segment, self._squares
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+                squares = self.accelerator.reduce(squares, "sum")
             for name, (total, tokens) in zip(
                 ("prefix_loss", "terminal_loss"), sums[[PREFIX, TERMINAL]].tolist(), strict=True
             ):
                 logs[name] = total / tokens if tokens else math.nan
             now = time.perf_counter()
             logs["seconds"] = now - self._began
+            rate = self._rows_per_step / logs["seconds"]
+            logs["tokens_per_second"] = rate * self._row_tokens
+            logs["share_of_peak"] = rate * self._row_flops / self._peak / self.args.world_size
+            logs["memory_gib"] = _memory_gib()
+            whole = float(squares.sum())
+            logs["terminal_gradient_share"] = (
+                float(squares[TERMINAL]) / whole if whole else math.nan
+            )
+            self._squares.zero_()
+            self._report_spike(logs["loss"])
             self._began = now
             self._by_segment = torch.zeros(2, 2)
             logs = {key: value for key, value in logs.items() if not math.isnan(value)}
         super().log(logs, start_time)
+
+    def _report_spike(self, loss: float) -> None:
+        usual = statistics.median(self._recent) if len(self._recent) >= SPIKE_STEPS else math.inf
+        if loss > SPIKE * usual and self.is_world_process_zero():
+            step, rows = self.state.global_step, self._rows_per_step
+            log.warning(
+                "loss %.3f at step %d (rows %d to %d) is %.1f times the median of the %d steps "
+                "before it",
+                loss, step, (step - 1) * rows, step * rows - 1, loss / usual, len(self._recent),
+            )  # fmt: skip
+        self._recent.append(loss)
+
+
+@contextlib.contextmanager
+def _tensorboard_in(folder: Path) -> Generator[None]:
+    """Keep tensorboard's files from the checkpoints' folder, which goes at the end of a run.
+
+    Transformers' callback reads the variable when it is made; a user's own goes before.
+    """
+    given = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = given or str(folder)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["TENSORBOARD_LOGGING_DIR"]
+
+
+def _memory_gib() -> float:
+    """Peak memory of this process, on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return record.peak_memory_bytes() / 2**30
 
 
 class _MarkComplete(TrainerCallback):
