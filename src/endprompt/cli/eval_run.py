@@ -306,7 +306,10 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
         for size, found in means.items():
             mark = " (target)" if size == sizes[-1] else ""
             if found:
-                typer.echo(f"{size} tokens{mark}: average {100 * float(np.mean(found)):.1f}")
+                typer.echo(
+                    f"{size} tokens{mark}: average {100 * float(np.mean(found)):.1f} "
+                    f"over {len(found)} tasks"
+                )
 
 
 def _table(cells: list[Cell]) -> None:
