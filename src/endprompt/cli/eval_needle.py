@@ -95,11 +95,12 @@ def draw(grid: NeedleGrid, title: str, path: Path) -> None:
         axes, ("hit", "digits_right"), ("hits", "digits right"), strict=True
     ):
         cells = grid.grid(value)
-        shown = axis.imshow(cells, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        shown = axis.imshow(cells, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for (row, column), share in [
             ((r, c), cells[r, c]) for r in range(cells.shape[0]) for c in range(cells.shape[1])
         ]:
-            axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8)
+            ink = "black" if share > 0.5 else "white"
+            axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink)
         axis.set_xticks(range(len(grid.lengths)), [str(length) for length in grid.lengths])
         axis.set_yticks(range(len(grid.depths)), [f"{depth:.2f}" for depth in grid.depths])
         axis.set_xlabel("length, tokens")
