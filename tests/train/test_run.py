@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import ParallelismConfig
 
 from endprompt import recipe
 from endprompt.data.tokens import TokenDocuments
@@ -222,3 +224,10 @@ def test_tensorboard_gets_what_a_run_is_watched_by(
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("size", ["cp_size", "sp_size"])
+def test_rows_cut_between_ranks_are_refused(size: str) -> None:
+    given = SimpleNamespace(parallelism_config=ParallelismConfig(**{size: 2}))
+    with pytest.raises(TrainingError, match=f"{size} is 2"):
+        run._refuse_cut_rows(SimpleNamespace(accelerator=given))

@@ -28,7 +28,7 @@ from endprompt.sft import examples
 from endprompt.sft.settings import Tuning
 from endprompt.train import adapters
 from endprompt.train import model as models
-from endprompt.train.run import COMPLETE, _MarkComplete, last_whole_checkpoint
+from endprompt.train.run import COMPLETE, MarkComplete, last_whole_checkpoint
 
 Progress = Callable[[dict[str, Any]], None]
 SEEN = 1e-3
@@ -114,7 +114,7 @@ def tune(
         args=_arguments(settings, out, longest, report_to),
         train_dataset=_dataset(found),
         processing_class=tokenizer,
-        callbacks=[_MarkComplete(resumed), _Report(progress)],
+        callbacks=[MarkComplete(resumed), _Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()

@@ -119,10 +119,11 @@ def train(
             args=_arguments(recipe, out, report_to),
             train_dataset=rows,
             data_collator=collate,
-            callbacks=[_MarkComplete(resumed), _Report(progress), *callbacks],
+            callbacks=[MarkComplete(resumed), _Report(progress), *callbacks],
             row_tokens=amounts.row_tokens,
             row_flops=recipe.row_flops(flops.read(config), False),
         )
+    _refuse_cut_rows(trainer)
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -164,6 +165,17 @@ def train(
     return done
 
 
+def _refuse_cut_rows(trainer: Trainer) -> None:
+    """Sequence and context parallelism cut inputs and labels, but not our weights and segments."""
+    given = getattr(trainer.accelerator, "parallelism_config", None)
+    for name in ("cp_size", "sp_size"):
+        if (getattr(given, name, 1) or 1) > 1:
+            raise TrainingError(
+                f"{name} is {getattr(given, name)}: rows can't be cut between ranks, their loss "
+                "weights would not follow; set it to 1 and shard with FSDP or ZeRO-3"
+            )
+
+
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
@@ -177,7 +189,7 @@ class RowTrainer(Trainer):
         self._row_tokens, self._row_flops = row_tokens, row_flops
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
         self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
-        self._segments = torch.zeros(0)
+        self._segments: torch.Tensor | None = None
         self._by_segment = torch.zeros(2, 2)
         self._squares = torch.zeros(2, device=self.args.device)
         network: Any = self.model
@@ -188,9 +200,9 @@ class RowTrainer(Trainer):
     def _watch_gradient(self, _: Any, given: tuple[Any, ...]) -> None:
         """Add up squares of the gradient that each segment's loss sends into the last layer."""
         (hidden_BTH,) = given
-        segments_BT = self._segments[:, 1:]
-        if not hidden_BTH.requires_grad or segments_BT.shape[-1] != hidden_BTH.shape[1] - 1:
+        if self._segments is None or not hidden_BTH.requires_grad:
             return
+        segments_BT = self._segments[:, 1:]
 
         def add(gradient_BTH: torch.Tensor) -> None:
             squares_BT = gradient_BTH[:, :-1].float().square().sum(-1)
@@ -228,7 +240,10 @@ class RowTrainer(Trainer):
     ) -> Any:
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
         self._segments = inputs["segments"]
-        losses = weighted_loss(model, inputs)
+        try:
+            losses = weighted_loss(model, inputs)
+        finally:
+            self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
         loss = losses.weighted / total.clamp_min(1e-8) * self.args.world_size
         if not torch.isfinite(loss):
@@ -309,7 +324,7 @@ def _memory_gib() -> float:
     return record.peak_memory_bytes() / 2**30
 
 
-class _MarkComplete(TrainerCallback):
+class MarkComplete(TrainerCallback):
     """A checkpoint counts only when this mark, written last, agrees with its files."""
 
     def __init__(self, resumed_at: list[int]) -> None:
