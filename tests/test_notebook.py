@@ -32,7 +32,8 @@ def test_every_cell_of_the_notebook_runs(
         "training.tokens": 512, "training.save_steps": 100,
     }  # fmt: skip
     chosen: dict[str, Any] = {
-        "MODEL": str(tiny), "TEXT": str(text), "TARGET": "512", "SETTINGS": small,
+        "MODEL": str(tiny), "TEXT": str(text), "TARGET": "2048", "SETTINGS": small,
+        "LENGTHS": ["1024", "2048"], "NEEDLES": 2,
         "OUT": str(tmp_path / "run"),
     }  # fmt: skip
     names: dict[str, Any] = {}
@@ -44,8 +45,8 @@ def test_every_cell_of_the_notebook_runs(
             assert set(chosen) <= set(names)
             names |= chosen
     said = capsys.readouterr().out
-    assert "distances trained: [ 1" in said or "distances trained: [0 1" in said
-    assert "512 positions" in said
+    assert "distances trained: [ 0  1" in said
+    assert "2048 positions" in said
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,8 @@ def extend(
     scaling: str | None = None,
     settings: dict[str, Any] | None = None,
     controls: bool = False,
+    lengths: Sequence[int | str] | None = None,
+    needles: int = 16,
 ) -> dict[str, Any]:
     """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
 
@@ -125,6 +127,9 @@ def extend(
     out       folder of the run; one that was interrupted goes on
     text      files, folders, globs or a hub data set; None: the embedded text
     settings  dotted keys of the recipe, as {"training.tokens": 100_000}
+    controls  train the two controls too, on as many tokens
+    lengths   tokens at which models are compared; None: inside and past the old window
+    needles   planted within the shortest length, and asked at each
 
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
@@ -140,6 +145,8 @@ def extend(
         recipe=recipes.load(method).replace(overrides),
         out=Path(out),
         controls=controls,
+        lengths=[quantities.tokens(str(length)) for length in lengths] if lengths else None,
+        needles=needles,
         command="endprompt.extend(...)",
     )
     return run(request, say=_unheard, watch=_unheard, show=_unheard)

@@ -230,4 +230,4 @@ def one_thread() -> None:
 def test_rows_cut_between_ranks_are_refused(size: str) -> None:
     given = SimpleNamespace(parallelism_config=ParallelismConfig(**{size: 2}))
     with pytest.raises(TrainingError, match=f"{size} is 2"):
-        run._refuse_cut_rows(SimpleNamespace(accelerator=given))
+        run.refuse_cut_rows(SimpleNamespace(accelerator=given))

@@ -123,7 +123,7 @@ def train(
             row_tokens=amounts.row_tokens,
             row_flops=recipe.row_flops(flops.read(config), False),
         )
-    _refuse_cut_rows(trainer)
+    refuse_cut_rows(trainer)
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -165,7 +165,7 @@ def train(
     return done
 
 
-def _refuse_cut_rows(trainer: Trainer) -> None:
+def refuse_cut_rows(trainer: Trainer) -> None:
     """Sequence and context parallelism cut inputs and labels, but not our weights and segments."""
     given = getattr(trainer.accelerator, "parallelism_config", None)
     for name in ("cp_size", "sp_size"):
