@@ -530,17 +530,7 @@ def _claim(
                 f"{request.out} holds other files ({', '.join(sorted(strangers)[:3])}): choose "
                 f"an empty folder for --out"
             )
-        record.write_json(path, settings)
-        return
-    before = json.loads(path.read_text())
-    differing = [
-        key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))
-    ]
-    if differing:
-        raise OutputError(
-            f"{request.out} holds a run with another {', '.join(differing)}: choose another --out, "
-            f"or remove the folder"
-        )
+    record.claim(path, settings)
 
 
 @contextmanager

@@ -390,16 +390,21 @@ def load(name: str | Path) -> Recipe:
                 f"unknown method {str(name)!r}{nearest(str(name), names())}: "
                 f"one of {', '.join(names())}, or the path of a .yaml file"
             )
+    return build({"name": path.stem, **read_yaml(path, "recipe")}, f"recipe {path.name}")
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Settings of a YAML file; `what` it is called in errors. Raises RecipeError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}") from None
+        raise RecipeError(f"no {what} file {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise RecipeError(f"cannot read recipe {path}: {first}") from None
+        raise RecipeError(f"cannot read {what} {path}: {first}") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path} holds no settings")
-    return build({"name": path.stem, **values}, f"recipe {path.name}")
+        raise RecipeError(f"{what} {path} holds no settings")
+    return values
 
 
 def _mixture(name: str) -> Recipe:

@@ -53,6 +53,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def claim(path: Path, settings: dict[str, Any]) -> None:
+    """Note in a run's folder what the run is; refuse a folder whose run is another.
+
+    Raises OutputError that names the settings which differ.
+    """
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+    differing = [key for key in now if before.get(key) != now[key]]
+    if differing:
+        raise OutputError(
+            f"{path.parent} holds a run with another {' and another '.join(differing)}: "
+            "choose another --out, or remove the folder"
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all, in a stable form: sorted keys, no NaN."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.utils import ParallelismConfig
 
-from endprompt import recipe
+from endprompt import recipe, record
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import OutputError, RecipeError, TextError, TrainingError
 from endprompt.record import sha256_file
@@ -115,7 +115,8 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
 def test_a_folder_of_another_run_is_refused(
     tiny: Path, documents: TokenDocuments, tmp_path: Path
 ) -> None:
-    run._claim(tmp_path, a_recipe(), str(tiny), TARGET, "")
+    begun = {"recipe_hash": a_recipe().hash(), "model": str(tiny), "target": TARGET}
+    record.claim(tmp_path / "claim.json", begun | {"documents": ""})
     with pytest.raises(OutputError, match="another recipe_hash: choose another --out"):
         run.train(
             a_recipe(**{"training.seed": 1}), model=str(tiny), documents=documents,

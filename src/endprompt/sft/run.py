@@ -240,24 +240,11 @@ def _window_settings(config: Any) -> dict[str, Any]:
 
 def _claim(out: Path, model: str, settings: Tuning, fingerprint: str) -> None:
     """Note what the folder is for; refuse one that was begun with other settings."""
-    claim = {
-        "settings": record.sha256_of(settings.model_dump(mode="json")),
-        "model": model,
-        "data": fingerprint,
-    }
     path = out / "claim.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        differing = [key for key in claim if before.get(key) != claim[key]]
-        if differing:
-            raise OutputError(
-                f"{out} holds a run with other {' and other '.join(differing)}: "
-                f"choose another --out, or remove the folder"
-            )
-        return
-    if out.is_dir() and any(out.iterdir()):
+    if not path.is_file() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds other files: choose another --out")
-    record.write_json(path, claim)
+    chosen = record.sha256_of(settings.model_dump(mode="json"))
+    record.claim(path, {"settings": chosen, "model": model, "data": fingerprint})
 
 
 def _arguments(settings: Tuning, out: Path, longest: int, report_to: str) -> SFTConfig:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from endprompt.errors import RecipeError, nearest
-from endprompt.recipe import Count, Settings, Weight
+from endprompt.recipe import Count, Settings, Weight, read_yaml
 
 
 class Tuning(Settings):
@@ -45,17 +44,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Tuning:
 
     Raises RecipeError for a broken file, an unknown key (with the nearest), a value that can't be.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(f"no recipe file {path}") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            first = str(error).splitlines()[0]
-            raise RecipeError(f"cannot read recipe {path}: {first}") from None
-        if not isinstance(values, dict):
-            raise RecipeError(f"recipe {path} holds no settings")
+    values = {} if path is None else read_yaml(path, "recipe")
     try:
         return Tuning.model_validate({**values, **overrides})
     except ValidationError as error:

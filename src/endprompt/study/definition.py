@@ -144,14 +144,7 @@ def load(name: str | Path) -> Study:
                 f"unknown study {str(name)!r}{nearest(str(name), names())}: "
                 f"one of {', '.join(names())}, or the path of a .yaml file"
             )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no study file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"cannot read study {path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"study {path} holds no settings")
+    values = recipes.read_yaml(path, "study")
     default = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
     try:
         found = Study.model_validate({"name": default, **values})

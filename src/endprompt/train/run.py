@@ -83,7 +83,15 @@ def train(
     TrainingError when the loss is no longer finite, OutputError for an `out` of another run.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, recipe, model, target, fingerprint)
+    record.claim(
+        out / "claim.json",
+        {
+            "recipe_hash": recipe.hash(),
+            "model": model,
+            "target": target,
+            "documents": fingerprint,
+        },
+    )
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
     base = rope.read_base(models.load_config(model))
@@ -374,27 +382,6 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             pass
         log.warning("checkpoint %s is not whole: the one before it is used", checkpoint.name)
     return None
-
-
-def _claim(out: Path, recipe: Recipe, model: str, target: int, fingerprint: str) -> None:
-    """Note what the folder is for; refuse one that was begun with other settings."""
-    claim = {
-        "recipe_hash": recipe.hash(),
-        "model": model,
-        "target": target,
-        "documents": fingerprint,
-    }
-    path = out / "claim.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        differing = [key for key in claim if before.get(key) != claim[key]]
-        if differing:
-            raise OutputError(
-                f"{out} holds a run with another {' and another '.join(differing)}: "
-                f"choose another --out, or remove the folder"
-            )
-        return
-    record.write_json(path, claim)
 
 
 def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
