@@ -65,7 +65,7 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
     differing = [key for key in now if before.get(key) != now[key]]
     if differing:
         raise OutputError(
-            f"{path.parent} holds a run with another {' and another '.join(differing)}: "
+            f"{path.parent} holds a run with another {', '.join(differing)}: "
             "choose another --out, or remove the folder"
         )
 

@@ -171,7 +171,7 @@ def test_the_record_says_what_was_done(extended: Path, chats: str, tmp_path: Pat
 def test_a_folder_of_another_run_is_refused(extended: Path, chats: str, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         tune(extended, chats, tmp_path / "run", 3)
-    with pytest.raises(OutputError, match="a run with other settings"):
+    with pytest.raises(OutputError, match="a run with another settings"):
         tune(extended, chats, tmp_path / "run", learning_rate=1e-3)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "mine.txt").write_text("")
