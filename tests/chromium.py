@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +17,24 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+
+CONTRAST = """
+const light = colour => {
+  const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+    .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = light(getComputedStyle(document.body).backgroundColor);
+const ratios = [];
+const kinds = "p, li, td, th, caption, a, small, summary, text";
+for (const one of document.querySelectorAll(kinds)) {
+  if (one.matches("%s")) continue;
+  const style = getComputedStyle(one);
+  const ink = light(one.tagName === "text" ? style.fill : style.color);
+  ratios.push((Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05));
+}
+return Math.min(...ratios);
+"""
 
 
 class Browser:
@@ -62,6 +82,33 @@ class Browser:
     def log(self, kind: str) -> list[dict[str, Any]]:
         """Entries of a log since it was last asked for."""
         return self.send("/se/log", {"type": kind})
+
+    def asked_elsewhere(self) -> list[str]:
+        """Addresses outside of files that were asked for since the log was last read."""
+        events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        return [url for url in asked if not url.startswith(("file:", "data:"))]
+
+    def fits(self) -> bool:
+        """Whether the page is no wider than the screen."""
+        return self.ask(
+            "const page = document.documentElement; return page.scrollWidth <= page.clientWidth"
+        )
+
+    def least_contrast(self, *, leaving_out: str = ".skip") -> float:
+        """Smallest contrast of text against the page's ground; WCAG wants 4.5."""
+        return self.ask(CONTRAST % leaving_out)
+
+    def keep_picture(self, name: str, *, whole: bool = False) -> None:
+        """A screenshot into $SCREENSHOTS, for a person to look at; `whole`: of all the page."""
+        folder = os.environ.get("SCREENSHOTS")
+        if folder:
+            data = self.devtools("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(data))
 
 
 @pytest.fixture(scope="module")

@@ -98,11 +98,8 @@ def register(app: typer.Typer) -> None:
                     drawing.write(out)
             files += tables
         if out is not None:
-            from endprompt.record import write_text
-
             for table in files:
-                write_text(out / f"{table.name}.csv", table.csv())
-                write_text(out / f"{table.name}.md", table.markdown())
+                table.write(out)
             console.print(f"{out}: {len(files)} tables as CSV and Markdown", markup=False)
 
 

@@ -38,9 +38,7 @@ def write(results: Sequence[Result], out: Path) -> list[Path]:
     record.write_json(written_[1], compact(results))
     for group in found:
         for table in tables(group):
-            for suffix, text in ((".csv", table.csv()), (".md", table.markdown())):
-                written_.append(out / "tables" / f"{table.name}{suffix}")
-                record.write_text(written_[-1], text)
+            written_ += table.write(out / "tables")
         for drawing in drawings(group):
             written_ += drawing.write(out / "figures")
     return written_

@@ -36,18 +36,12 @@ def render_all(runs: Mapping[str, Run]) -> str:
 
     Raises ValueError when there is none.
     """
-    from markupsafe import Markup
-
     if not runs:
         raise ValueError("no run to report on")
     whole = combined(runs)
-    drawn = _drawings(whole, runs)
     return fill(
         "page.html",
-        figures={  # SVG out of an XML writer: not escaped
-            name: {"title": one.title, "svg": Markup(one.svg(themed=True))}
-            for name, one in drawn.items()
-        },
+        figures={name: one.inline() for name, one in _drawings(whole, runs).items()},
         title=_title(runs),
         kind=_kind(runs),
         facts=_facts(whole),
@@ -95,9 +89,7 @@ def write(runs: Mapping[str, Run], path: Path, *, assets: Path | None = None) ->
     for drawing in _drawings(whole, runs).values():
         written += drawing.write(assets)
     for table in tables.everything(whole):
-        for suffix, text in ((".csv", table.csv()), (".md", table.markdown())):
-            written.append(assets / f"{table.name}{suffix}")
-            write_text(written[-1], text)
+        written += table.write(assets)
     return written
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from endprompt import record
 from endprompt.report import figures, page
 from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.verdict import plural
 
 MARKS = {"agrees": "better", "disagrees": "worse"}
 SCALES = {
@@ -27,9 +28,7 @@ def write(found: Mapping[str, Any], out: Path) -> list[Path]:
     record.write_json(written[1], found)
     for one in found["studies"]:
         for table in tables(one):
-            for suffix, text in ((".csv", table.csv()), (".md", table.markdown())):
-                written.append(out / "tables" / f"{table.name}{suffix}")
-                record.write_text(written[-1], text)
+            written += table.write(out / "tables")
         drawing = signs(one)
         if drawing is not None:
             written += drawing.write(out / "figures")
@@ -69,9 +68,10 @@ def render(found: Mapping[str, Any]) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> str:
-    said = [f"scale {found['scale']}", f"{len(found['studies'])} studies"]
+    count = len(found["studies"])
+    said = [f"scale {found['scale']}", "1 study" if count == 1 else f"{count} studies"]
     if found["seeds"]:
-        said.append(f"{found['seeds']} bases")
+        said.append(plural(found["seeds"], "base"))
     said.append(f"made {found['provenance']['created'][:10]}")
     return " · ".join(said)
 

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from endprompt.record import write_text
 from endprompt.report.reading import (
     METRICS,
     Metric,
@@ -61,6 +63,13 @@ class Table:
         for row in self.rows:
             writer.writerow([_inert(f"{cell.text} {cell.note}".strip()) for cell in row])
         return out.getvalue()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write NAME.csv and NAME.md into a folder; returns both paths."""
+        paths = [folder / f"{self.name}.csv", folder / f"{self.name}.md"]
+        for path, text in zip(paths, (self.csv(), self.markdown()), strict=True):
+            write_text(path, text)
+        return paths
 
 
 def _escaped(text: str) -> str:

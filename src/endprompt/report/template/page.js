@@ -10,14 +10,11 @@ for (const table of document.querySelectorAll("table")) {
       const up = head.getAttribute("aria-sort") !== "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const absent = row => row.cells[column].classList.contains("absent");
-      const order = (a, b) => absent(a) - absent(b) ||
-        (up ? 1 : -1) * key(a).localeCompare(key(b), "en", {numeric: true});
-      const byNumber = (a, b) => absent(a) - absent(b) || (up ? 1 : -1) * (key(a) - key(b));
-      const rows = [...body.rows];
-      const numbers = rows.every(row => absent(row) || "value" in row.cells[column].dataset);
-      body.append(...rows.sort(numbers ? byNumber : order));
+      const number = row => row.cells[column].dataset.value, text = row => row.cells[column].textContent;
+      const rows = [...body.rows], none = row => number(row) === undefined;
+      const byNumber = (a, b) => none(a) - none(b) || (up ? 1 : -1) * (number(a) - number(b) || 0);
+      const byText = (a, b) => (up ? 1 : -1) * text(a).localeCompare(text(b), "en", {numeric: true});
+      body.append(...rows.sort(rows.every(none) ? byText : byNumber));
     });
   });
 }
