@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -74,14 +72,6 @@ def type_and_enter(browser: Browser, text: str) -> None:
     browser.devtools("Input.dispatchKeyEvent", type="keyUp", **key)
 
 
-def keep_picture(browser: Browser, name: str) -> None:
-    """A screenshot into $SCREENSHOTS, for a person to look at."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        data = browser.devtools("Page.captureScreenshot")["data"]
-        (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(data))
-
-
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_a_question_is_answered_as_text_while_it_streams(
     browser: Browser, server: ChatServer, width: int, dark: bool
@@ -96,7 +86,7 @@ def test_a_question_is_answered_as_text_while_it_streams(
     )
     assert not browser.ask("return document.getElementById('stop').hidden")
     assert browser.ask("return document.getElementById('send').disabled")
-    keep_picture(browser, f"chat-{width}-streaming")
+    browser.keep_picture(f"chat-{width}-streaming")
     Talk.held.set()
     until(browser, "document.getElementById('status').textContent.startsWith('answered in')")
     said = browser.ask("return document.querySelector('.answer').textContent")
@@ -106,11 +96,23 @@ def test_a_question_is_answered_as_text_while_it_streams(
     )
     assert "taken" not in browser.ask("return document.title").partition(" · ")[2]
     assert browser.ask("return document.images.length + document.scripts.length") == 1
-    assert browser.ask("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.fits()
     assert browser.log("browser") == []
-    keep_picture(browser, f"chat-{width}")
+    browser.keep_picture(f"chat-{width}")
     browser.open(server.url, width=width, dark=dark)
     until(browser, "document.querySelectorAll('.answer').length === 1")
+
+
+def test_a_question_typed_before_the_page_knows_what_was_said_is_kept(
+    browser: Browser, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, state = threading.Event(), server.state
+    monkeypatch.setattr(server, "state", lambda: (asked.wait(20), state())[1])
+    browser.open(server.url)
+    type_and_enter(browser, "Who?")
+    asked.set()
+    until(browser, "document.querySelector('.answer')?.textContent.includes('that')")
+    assert browser.ask("return document.querySelector('.question').textContent") == "Who?"
 
 
 def test_an_answer_is_stopped_by_its_button(browser: Browser, server: ChatServer) -> None:

@@ -104,11 +104,12 @@ async function ask(question) {
   }
 }
 
-$("ask").addEventListener("submit", event => {
+$("ask").addEventListener("submit", async event => {
   event.preventDefault();
   const question = $("question").value.trim();
   if (!question || running) return;
   $("question").value = "";
+  await ready;  // or else what was said before would be shown in place of the question
   ask(question);
 });
 $("question").addEventListener("keydown", event => {
@@ -136,7 +137,7 @@ $("start").addEventListener("submit", async event => {
       problem instanceof TypeError ? `${file.name} is no UTF-8 text` : problem.message;
   }
 });
-fetch("/state").then(answer => answer.json()).then(state => {
+const ready = fetch("/state").then(answer => answer.json()).then(state => {
   show(state);
   history(state);
 });
