@@ -15,7 +15,7 @@ SOURCE = Path(endprompt.__file__).parent
 LAYERS = (
     {"errors"},
     {"record", "quantities", "progress", "hub", "plugins"},
-    {"positions", "positions_skips", "rope", "flops"},
+    {"positions", "positions_skips", "rope", "flops", "memory"},
     {"recipe", "theory"},
     {"cues", "embedded"},
     {"data"},

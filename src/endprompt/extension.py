@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from endprompt import embedded, flops, jobs, outcome, record, rope
-from endprompt import plan as cost_model
+from endprompt import embedded, flops, jobs, memory, outcome, record, rope
 from endprompt.errors import OutputError, RecipeError
 from endprompt.recipe import Recipe
 
@@ -381,18 +380,18 @@ def _costs(
     """FLOPs, seconds and memory of a training and an evaluation, from the calibration's rates."""
     decoder = flops.read(config)
     training_rate = (
-        flops.training(decoder, calibration["step_tokens"]) / calibration["step_seconds"]
+        flops.training(decoder, calibration["step_tokens"]).total / calibration["step_seconds"]
     )
     reading_rate = (
         flops.forward(decoder, calibration["prefill_tokens"]) / calibration["prefill_seconds"]
     )
     amounts, training = recipe.amounts, recipe.training
-    train_seconds = cost_model.train_seconds(recipe, decoder, flops_per_second=training_rate)
+    train_seconds = recipe.row_flops(decoder) * amounts.rows / training_rate
     # long contexts are read at a lower rate than the calibration's short one
     eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
     trained = sum(arm.trained for arm in arms)
     rows_at_once, passes = amounts.batches(1)
-    memory = cost_model.train_memory_bytes(
+    needed = memory.train_memory_bytes(
         decoder,
         row_tokens=amounts.row_tokens,
         rows_at_once=rows_at_once,
@@ -413,7 +412,7 @@ def _costs(
             "tokens": amounts.tokens,
             "flops": recipe.row_flops(decoder) * amounts.rows,
             "minutes": seconds / 60,
-            "memory_gib": memory / 2**30,
+            "memory_gib": needed / 2**30,
             "trainings": trained,
             "evaluations": len(arms),
         },

@@ -88,6 +88,19 @@ def forward(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int
     return 2 * linear * tokens + attention(decoder, tokens, kind, groups)
 
 
+@dataclass(frozen=True)
+class Operations:
+    """Operations by kind: devices do matrix products faster than attention."""
+
+    products: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """Both kinds."""
+        return self.products + self.attention
+
+
 def training(
     decoder: Decoder,
     tokens: int,
@@ -97,7 +110,7 @@ def training(
     groups: int = 4,
     lora_rank: int = 8,
     checkpointing: bool = False,
-) -> float:
+) -> Operations:
     """Forward and backward of one row of `tokens`.
 
     Backward sends a gradient through every matrix (as much as forward), through attention
@@ -106,7 +119,7 @@ def training(
     no gradient needs. Zero for what trains nothing.
     """
     if trains == "nothing":
-        return 0.0
+        return Operations(0.0, 0.0)
     linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
     trained = {  # matrices whose gradient is a product; LoRA's own come below
         "all": linear,
@@ -115,13 +128,13 @@ def training(
         "lora+": decoder.head_weights if decoder.tied else 0,
     }[trains]
     inner = attention(decoder, tokens, kind, groups)
-    total = (2 * linear + 2 * linear + 2 * trained) * tokens + 3 * inner
+    products = (2 * linear + 2 * linear + 2 * trained) * tokens
     if trains in ("lora", "lora+"):
-        total += 3 * 2 * _lora_weights(decoder, lora_rank) * tokens
+        products += 3 * 2 * _lora_weights(decoder, lora_rank) * tokens
     if checkpointing:
         last = decoder.layers * decoder.hidden * decoder.intermediate
-        total += 2 * (linear - decoder.head_weights - last) * tokens + inner
-    return total
+        products += 2 * (linear - decoder.head_weights - last) * tokens
+    return Operations(products, (4 if checkpointing else 3) * inner)
 
 
 def _lora_weights(decoder: Decoder, rank: int) -> int:

@@ -209,4 +209,4 @@ def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
     )
-    return row / row_tokens
+    return row.total / row_tokens

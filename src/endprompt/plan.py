@@ -13,19 +13,15 @@ from typing import Any
 from endprompt import flops
 from endprompt.errors import RecipeError, nearest
 from endprompt.flops import Decoder
+from endprompt.memory import CPU_RUNTIME, GIB, Memory, train_memory_bytes
 from endprompt.recipe import Recipe
 
-GIB = 2**30
-CHUNK_TOKENS = 512
-"""Tokens whose logits stand in memory at a time (`endprompt.train.loss`)."""
 UTILISATION = 0.45
 """Part of a GPU's peak that training reaches, recomputation counted as work; an assumption."""
-CPU_UTILISATION = 0.65
-"""Part of the measured peak of matrix products that training on a CPU reaches."""
+CPU_UTILISATION, CPU_ATTENTION = 0.8, 0.4
+"""Parts of the measured peak of matrix products that a CPU reaches in products and in attention."""
 GPU_RUNTIME = 1.5 * GIB
 """Driver context, workspaces and what the allocator cannot hand out again."""
-CPU_RUNTIME = 0.6 * GIB
-"""The process with torch and Transformers loaded."""
 MARGIN = 0.94
 """Part of a device's memory that a plan may fill."""
 NODE = 8
@@ -63,6 +59,7 @@ class Device:
     link: float
     """Bytes a second to its neighbours, one way; 0 for a device that trains alone."""
     utilisation: float = UTILISATION
+    attention_utilisation: float = UTILISATION
     dtype: str = "bfloat16"
     runtime_bytes: float = GPU_RUNTIME
 
@@ -109,28 +106,6 @@ class Settings:
 
 
 ORDER = tuple(Settings(kept, sharded) for sharded in (False, True) for kept in (False, True))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device by what they hold."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
-    gathered: float
-    runtime: float
-    accumulates: bool = False
-    """Gradients of earlier rows of the step are kept while the next row runs."""
-
-    @property
-    def total(self) -> float:
-        """The peak of a step: at the end of forward, or when all gradients are there."""
-        held = self.gradients if self.accumulates else 0.0
-        inside = max(self.activations + self.logits + held, self.gradients)
-        return self.weights + self.optimizer + self.gathered + self.runtime + inside
 
 
 @dataclass(frozen=True)
@@ -201,85 +176,24 @@ def machine(text: str) -> Machine:
 
 def cpu(name: str, *, memory_bytes: float, peak: float) -> Machine:
     """A CPU whose peak of float32 matrix products was measured, in operations a second."""
-    return Machine(Device(name, memory_bytes, peak, 0.0, CPU_UTILISATION, "float32", CPU_RUNTIME))
-
-
-def layer_bytes(decoder: Decoder, dtype: str) -> float:
-    """Kept for the backward pass, per token and layer.
-
-    Counted from what torch saves for a Llama with flash or memory-efficient attention: in
-    float32 6 H + 2 A + 2 K + 4 I numbers (A, K: sizes of all heads and of all key-value heads),
-    and a float for each norm and head. Under autocast the residual stream and the norms stay
-    float32 (4 H), and each matrix product keeps a bf16 copy of its input.
-    """
-    heads = decoder.heads * decoder.head_size
-    key_values = decoder.kv_heads * decoder.head_size
-    inner = (4 if decoder.gated else 2) * decoder.intermediate
-    small = 4 * (2 + decoder.heads)
-    if dtype == "float32":
-        return 4 * (6 * decoder.hidden + 2 * heads + 2 * key_values + inner) + small
-    return 26 * decoder.hidden + 2 * (2 * heads + 2 * key_values + inner) + small
-
-
-def train_memory_bytes(
-    decoder: Decoder,
-    *,
-    row_tokens: int,
-    rows_at_once: int = 1,
-    trains: flops.Trains = "all",
-    lora_rank: int = 8,
-    checkpointing: bool = False,
-    dtype: str = "float32",
-    devices: int = 1,
-    sharded: bool = False,
-    accumulates: bool = False,
-    runtime: float = CPU_RUNTIME,
-) -> Memory:
-    """Bytes on one device at the peak of a training step, as `endprompt train` runs it.
-
-    rows_at_once  rows in one forward pass on one device
-    devices       that share weights, gradients and optimizer where `sharded`
-    accumulates   a step has several forward passes
-    """
-    trained = flops.trained_weights(decoder, trains, lora_rank)
-    total = decoder.weights + (trained if trains == "lora" else 0)
-    parts = devices if sharded else 1
-    tokens = row_tokens * rows_at_once
-    per_layer = layer_bytes(decoder, dtype) * tokens
-    working = 3 * tokens * decoder.intermediate * (4 if dtype == "float32" else 2)
-    if checkpointing:  # the input of every layer, and one layer made again
-        activations = 4 * decoder.layers * tokens * decoder.hidden + per_layer + working
-    else:
-        activations = decoder.layers * per_layer + working
-    head = 4 * decoder.head_weights if trained else 0
-    logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
-    gathered = 0.0
-    if dtype != "float32" and not sharded:  # autocast keeps a bf16 copy of what it multiplies
-        gathered = 2.0 * (decoder.attention_weights + decoder.feed_forward_weights)
-    if sharded:  # two layers and both ends in bf16, their gradients in float32
-        layer = (decoder.attention_weights + decoder.feed_forward_weights) / decoder.layers
-        ends = decoder.head_weights * (1 if decoder.tied else 2)
-        gathered = (2 + (4 if trained else 0)) * (2 * layer + ends)
-    return Memory(
-        weights=4 * total / parts,
-        gradients=4 * trained / parts,
-        optimizer=8 * trained / parts,
-        activations=activations,
-        logits=logits,
-        gathered=gathered,
-        runtime=runtime,
-        accumulates=accumulates,
+    rates = {"utilisation": CPU_UTILISATION, "attention_utilisation": CPU_ATTENTION}
+    device = Device(
+        name, memory_bytes, peak, 0.0, **rates, dtype="float32", runtime_bytes=CPU_RUNTIME
     )
+    return Machine(device)
 
 
 def train_seconds(
-    recipe: Recipe, decoder: Decoder, *, flops_per_second: float, checkpointing: bool | None = None
+    recipe: Recipe, decoder: Decoder, where: Machine, *, checkpointing: bool | None = None
 ) -> float:
-    """Seconds of computing of a resolved recipe at a rate that the whole machine reaches.
+    """Seconds of computing of a resolved recipe on all devices of a machine.
 
     checkpointing  None: as the recipe has it
     """
-    return recipe.row_flops(decoder, checkpointing) * recipe.amounts.rows / flops_per_second
+    device = where.device
+    of_row = recipe.row_operations(decoder, checkpointing)
+    at_peak = of_row.products / device.utilisation + of_row.attention / device.attention_utilisation
+    return at_peak * recipe.amounts.rows / (device.peak * where.count)
 
 
 def communication_seconds(
@@ -315,7 +229,6 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
         notes = (f"--set training.tokens_per_step={step}: {where.count} devices share a step",)
     amounts, training, device = resolved.amounts, resolved.training, where.device
     at_once, passes = amounts.batches(where.count) if recipe.trained else (1, 1)
-    rate = device.peak * device.utilisation * where.count
 
     def memory(settings: Settings, devices: int) -> Memory:
         return train_memory_bytes(
@@ -336,9 +249,7 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
     options, fits = [], []
     for settings in ORDER if where.count > 1 else ORDER[:2]:
         held = memory(settings, where.count)
-        computing = train_seconds(
-            resolved, decoder, flops_per_second=rate, checkpointing=settings.checkpointing
-        )
+        computing = train_seconds(resolved, decoder, where, checkpointing=settings.checkpointing)
         moving = communication_seconds(resolved, decoder, where, settings, passes)
         options.append((settings, held, max(computing, moving)))
         fits.append(held.total <= room)

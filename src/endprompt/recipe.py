@@ -335,6 +335,12 @@ class Recipe(Settings):
         return Amounts(row, step // row, total // step, save)
 
     def row_flops(self, decoder: flops.Decoder, checkpointing: bool | None = None) -> float:
+        """Operations of training on one row, of both kinds."""
+        return self.row_operations(decoder, checkpointing).total
+
+    def row_operations(
+        self, decoder: flops.Decoder, checkpointing: bool | None = None
+    ) -> flops.Operations:
         """Operations of training on one row of a resolved recipe.
 
         checkpointing  None: as the recipe has it

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -96,6 +95,7 @@ def register(app: typer.Typer) -> None:
                 "device_memory_bytes": where.device.memory_bytes,
                 "peak_flops_per_second": where.device.peak,
                 "utilisation": where.device.utilisation,
+                "attention_utilisation": where.device.attention_utilisation,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
             record.write_json(json, found)
@@ -118,6 +118,8 @@ def _this_machine() -> plans.Machine:
 
     from endprompt import plan as plans
     from endprompt import record
+    from endprompt.memory import GIB
+    from endprompt.train import calibration
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -130,29 +132,18 @@ def _this_machine() -> plans.Machine:
             ),
             None,
         )
-        peak = known.peak if known else _matmul_peak("cuda", torch.bfloat16, 8192)
+        peak = (
+            known.peak
+            if known
+            else calibration.matmul_peak(torch.device("cuda"), bf16=True, times=20)
+        )
         link = known.link if known else plans.DEVICES["rtx4090"].link
         device = plans.Device(properties.name, properties.total_memory, peak, link)
         return plans.Machine(device, torch.cuda.device_count())
     found = record.device()
-    peak = _matmul_peak("cpu", torch.float32, 1024)
+    peak = calibration.matmul_peak(torch.device("cpu"), bf16=False, times=60)
     name = f"{found['processor']}, {torch.get_num_threads()} threads"
-    return plans.cpu(name, memory_bytes=found["memory_gib"] * plans.GIB, peak=peak)
-
-
-def _matmul_peak(place: str, dtype: Any, size: int, seconds: float = 2.0) -> float:
-    """Operations a second of the fastest square product within some seconds."""
-    import torch
-
-    left, right = (torch.randn(size, size, device=place, dtype=dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        left @ right
-        if place == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+    return plans.cpu(name, memory_bytes=found["memory_gib"] * GIB, peak=peak)
 
 
 def _show(
@@ -163,14 +154,16 @@ def _show(
     from rich.table import Table
 
     from endprompt import plan as plans
+    from endprompt.memory import GIB
     from endprompt.quantities import short
 
     console = Console()
     device = where.device
     console.print(
         f"{model} to {target:,} tokens on {where.count} x {device.name}: "
-        f"{device.memory_bytes / plans.GIB:.0f} GiB and {short(device.peak)}FLOP/s each, "
-        f"{device.utilisation:.0%} of it assumed",
+        f"{device.memory_bytes / GIB:.0f} GiB and {short(device.peak)}FLOP/s each, "
+        f"{device.utilisation:.0%} of it assumed in products, "
+        f"{device.attention_utilisation:.0%} in attention",
         markup=False,
         soft_wrap=True,
     )
@@ -229,7 +222,7 @@ def _alike(lines: list[plans.Line]) -> list[tuple[list[str], plans.Line]]:
 
 
 def _gib(size: float) -> str:
-    from endprompt.plan import GIB
+    from endprompt.memory import GIB
 
     return f"{size / GIB:.1f}" if size < 100 * GIB else f"{size / GIB:.0f}"
 

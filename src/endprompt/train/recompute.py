@@ -1,9 +1,9 @@
 """What is kept of the forward pass for the backward pass, and what is made again there.
 
-Whole: each layer keeps its input alone. Otherwise, on a CPU, each layer keeps its matrix products
-and its attention, and norms, activations and RoPE are made again: cheap beside the products, and a
-third of what activations take (docs/log.md). On a GPU, whose memory is slow beside its products,
-all are kept.
+Whole: each layer keeps its input alone. Otherwise, on a CPU and where it saves much, each layer
+keeps its matrix products and its attention, and norms, activations and RoPE are made again: cheap
+beside the products, and half of what activations take (docs/log.md). On a GPU, whose memory is
+slow beside its products, all are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from endprompt import flops, memory
 
 PRODUCTS = frozenset(
     operator.default
@@ -26,11 +28,15 @@ PRODUCTS = frozenset(
 )
 
 
-def choose(model: Any, *, whole: bool) -> None:
-    """Set what the layers of a model keep; models that can't be told so keep everything."""
+def choose(model: Any, *, whole: bool, tokens: int) -> None:
+    """Set what the layers of a model keep; models that can't be told so keep everything.
+
+    tokens  of a forward pass, rows times their length
+    """
+    much = model.device.type == "cpu" and memory.worth_recomputing(flops.read(model.config), tokens)
     if whole:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    elif model.device.type == "cpu" and model.supports_gradient_checkpointing:
+    elif much and model.supports_gradient_checkpointing:
         inner = getattr(model.config, "intermediate_size", None)
         contexts = partial(create_selective_checkpoint_contexts, partial(_policy, inner))
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -28,7 +29,7 @@ from endprompt import flops, record, rope
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
-from endprompt.recipe import TOKENS_AT_ONCE, Recipe
+from endprompt.recipe import TOKENS_AT_ONCE, Amounts, Recipe
 from endprompt.train import adapters, attention, calibration, probe, recompute
 from endprompt.train import model as models
 from endprompt.train.loss import weighted_loss
@@ -115,7 +116,8 @@ def train(
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
-    recompute.choose(network, whole=bool(training.gradient_checkpointing))
+    tokens = _batches(amounts)[0] * amounts.row_tokens
+    recompute.choose(network, whole=bool(training.gradient_checkpointing), tokens=tokens)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -339,6 +341,7 @@ class MarkComplete(TrainerCallback):
         self._resumed_at = resumed_at
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        PartialState().wait_for_everyone()  # each rank writes files of its own
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -384,10 +387,14 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _batches(amounts: Amounts) -> tuple[int, int]:
+    """Rows in one forward pass, and such passes in a step."""
+    return amounts.batches(int(os.environ.get("WORLD_SIZE", "1")), TOKENS_AT_ONCE)
+
+
 def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
     training, amounts = recipe.training, recipe.amounts
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    at_once, passes = amounts.batches(ranks, TOKENS_AT_ONCE)
+    at_once, passes = _batches(amounts)
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
