@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from launched import as_launched
+from torch.distributed.tensor import DTensor
 
 from endprompt import recipe
 from endprompt.data.tokens import TokenDocuments
@@ -19,19 +22,24 @@ TARGET = 512
 
 
 def main(orders: dict[str, Any]) -> None:
-    """Train; record the rows that this rank saw; die or poison the loss where told to."""
+    """Train; record the rows that this rank saw; be late, die or poison the loss where told to."""
     torch.set_num_threads(1)
+    if "config" in orders:
+        as_launched(orders["config"])
     rank = int(os.environ["RANK"])
     rng = np.random.default_rng(0)
     documents = TokenDocuments.from_arrays([rng.integers(0, 256, n) for n in (3000, 1500)])
     chosen = recipe.load("recall-pose").replace(orders["settings"])
     chosen = chosen.resolve(window=128, target=TARGET, gpu=False)
     out = Path(orders["out"])
-    seen: list[str] = []
-    measure = run.weighted_loss
+    seen: list[list[int]] = []
+    told = 0
+    measure, keep_random_state = run.weighted_loss, run.RowTrainer._save_rng_state
 
     def watched(model: Any, batch: Any) -> Any:
-        seen.extend(str(row.tolist()) for row in batch["input_ids"])
+        spread = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        assert spread == ("config" in orders), "weights are sharded where a config asks for it"
+        seen.extend(batch["input_ids"].tolist())
         losses = measure(model, batch)
         here = rank == orders.get("rank", 1)
         if here and len(seen) == orders.get("die_at"):
@@ -40,16 +48,23 @@ def main(orders: dict[str, Any]) -> None:
             return losses.__class__(losses.weighted * np.nan, losses.weight, losses.by_segment)
         return losses
 
-    run.weighted_loss = watched
+    def late(self: Any, folder: str) -> None:
+        time.sleep(rank * orders.get("late", 0))
+        keep_random_state(self, folder)
 
-    def stop(state: dict[str, Any]) -> None:
+    run.weighted_loss, run.RowTrainer._save_rng_state = watched, late
+
+    def step(state: dict[str, Any]) -> None:
+        nonlocal told
+        with (out / f"rows-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps({"step": state["done"], "rows": seen[told:]}) + "\n")
+        told = len(seen)
         if state["done"] == orders.get("stop_at"):
             os._exit(7)
 
     run.train(
-        chosen, model=orders["model"], documents=documents, target=TARGET, out=out, progress=stop
+        chosen, model=orders["model"], documents=documents, target=TARGET, out=out, progress=step
     )
-    (out / f"rows-{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

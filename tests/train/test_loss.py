@@ -80,6 +80,18 @@ def test_loss_and_gradient_equal_a_float64_reference(
         assert total == pytest.approx(expected[inside].sum().item(), rel=1e-5)
 
 
+def test_a_sum_of_losses_keeps_its_digits_where_the_head_is_in_bf16() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(32, 83, bias=False, dtype=torch.bfloat16)
+    hidden, labels = torch.randn(999, 32).bfloat16(), torch.randint(0, 83, (999,))
+    logits = hidden.float() @ head.weight.float().T
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    group = torch.arange(999) % 4
+    found = loss.group_losses(hidden, head, labels, None, group, 4)
+    expected = torch.stack([each[group == one].sum() for one in range(4)])
+    torch.testing.assert_close(found, expected, rtol=3e-4, atol=0)
+
+
 @pytest.mark.parametrize(
     ("family", "key"), [("granite", "logits_scaling"), ("cohere", "logit_scale")]
 )

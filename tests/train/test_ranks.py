@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +48,85 @@ def train(
     return ranks(count, "ranks_child.py", path)
 
 
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one rank, which every other has to equal."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = train(1, tiny, folder, "whole")
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def killed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a run that was killed after step 5; its last checkpoint is of step 4."""
+
+    @functools.cache
+    def run(count: int, **orders: Any) -> Path:
+        folder = tmp_path_factory.mktemp("killed")
+        assert train(count, tiny, folder, "run", stop_at=5, late=0.5, **orders).returncode != 0
+        return folder / "run"
+
+    return run
+
+
+def rows(out: Path) -> dict[int, list[list[int]]]:
+    """Rows of each step, of all ranks; a step that was taken again counts once."""
+    found: dict[int, list[list[int]]] = {}
+    for path in out.glob("rows-*.jsonl"):
+        steps = {one["step"]: one["rows"] for one in map(json.loads, path.read_text().splitlines())}
+        for step, seen in steps.items():
+            found.setdefault(step, []).extend(seen)
+    return {step: sorted(seen) for step, seen in found.items()}
+
+
 def curve(out: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads((out / "train.json").read_text())["curve"]]
 
 
-def test_two_ranks_see_each_row_once_and_end_as_one_rank_does(tiny: Path, tmp_path: Path) -> None:
-    for count in (1, 2):
-        done = train(count, tiny, tmp_path, f"by-{count}")
-        assert done.returncode == 0, done.stderr
-    one, two = tmp_path / "by-1", tmp_path / "by-2"
-    rows = [json.loads((two / f"rows-{rank}.json").read_text()) for rank in (0, 1)]
-    seen = json.loads((one / "rows-0.json").read_text())
-    assert len(seen) == 12
-    assert sorted(rows[0] + rows[1]) == sorted(seen)
-    assert [len(part) for part in rows] == [6, 6]
-    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
-    first, second = (load_file(out / "model/model.safetensors") for out in (one, two))
-    for name, weight in first.items():
-        assert (second[name] - weight).abs().max() < 1e-4, name
+def must_equal(out: Path, whole: Path) -> None:
+    """The same loss at each step and the same weights, within float32."""
+    assert curve(out) == pytest.approx(curve(whole), rel=1e-5)
+    found, expected = (load_file(at / "model/model.safetensors") for at in (out, whole))
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (found[name] - weight).abs().max() < 1e-5, name
 
 
-def test_two_ranks_go_on_after_a_kill(tiny: Path, tmp_path: Path) -> None:
-    assert train(2, tiny, tmp_path, "whole").returncode == 0
-    assert train(2, tiny, tmp_path, "parts", stop_at=5).returncode != 0
-    assert train(2, tiny, tmp_path, "parts").returncode == 0
-    resumed = json.loads((tmp_path / "parts/train.json").read_text())["resumed_at"]
-    assert resumed == [4]
-    assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-5)
+def test_two_ranks_see_each_row_once_and_end_as_one_rank_does(
+    tiny: Path, tmp_path: Path, whole: Path
+) -> None:
+    done = train(2, tiny, tmp_path, "two")
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "two") == rows(whole)
+    assert [len(seen) for seen in rows(whole).values()] == [2] * 6
+    must_equal(tmp_path / "two", whole)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "orders"),
+    [(2, 2, {}), (2, 1, {}), (1, 2, {}), (2, 2, {"config": "fsdp2"})],
+    ids=["two", "two-to-one", "one-to-two", "two-fsdp2"],
+)
+def test_a_killed_run_goes_on_with_any_number_of_ranks_in_the_order_of_rows(
+    before: int, after: int, orders: dict[str, str], tiny: Path, tmp_path: Path,
+    killed: Callable[..., Path], whole: Path,
+) -> None:  # fmt: skip
+    shutil.copytree(killed(before, **orders), tmp_path / "run")
+    for path in (tmp_path / "run").glob("rows-*.jsonl"):  # of another number of ranks
+        path.unlink()
+    done = train(after, tiny, tmp_path, "run", **orders)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/train.json").read_text())["resumed_at"] == [4]
+    assert rows(tmp_path / "run") == {step: rows(whole)[step] for step in (5, 6)}
+    must_equal(tmp_path / "run", whole)
+
+
+def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(
+    killed: Callable[..., Path],
+) -> None:
+    mark = json.loads((killed(2) / "checkpoints/checkpoint-4/complete.json").read_text())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= mark["sizes"].keys()
 
 
 @pytest.mark.parametrize(
@@ -91,12 +146,3 @@ def test_a_fault_in_one_rank_ends_all_within_a_minute(
 def test_loss_and_gradients_are_the_same_when_weights_are_sharded() -> None:
     done = ranks(2, "shard_child.py")
     assert done.returncode == 0, done.stderr
-
-
-def test_weights_spread_by_fsdp_are_saved_whole(tiny: Path, tmp_path: Path) -> None:
-    done = ranks(2, "gather_child.py", tiny, tmp_path)
-    assert done.returncode == 0, done.stderr
-    before, after = (load_file(at / "model.safetensors") for at in (tiny, tmp_path / "model"))
-    assert before.keys() == after.keys()
-    for name, weight in before.items():
-        assert (after[name] == weight).all(), name

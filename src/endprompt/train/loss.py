@@ -117,9 +117,11 @@ def group_losses(
     """Cross-entropy float[G] in nats, summed over the labels of each group.
 
     Few groups are taken one by one: the gradient of a sum is made beside it, where losses of
-    single tokens make the logits of every chunk a second time in the backward pass.
+    single tokens make the logits of every chunk a second time in the backward pass. A head that
+    sharding holds in bf16 would round each sum to three digits, so that it goes by tokens too.
     """
-    if cap is not None or not 0 < groups <= SUMS:
+    narrow = torch.finfo(head.weight.dtype).bits < 32
+    if narrow or cap is not None or not 0 < groups <= SUMS:
         losses_N = token_losses(hidden_NH, head, labels_N, cap)
         return losses_N.new_zeros(groups).index_add(0, group_N, losses_N)
     parts = [group_N == group for group in range(groups)]
