@@ -86,6 +86,7 @@ def test_a_question_is_answered_as_text_while_it_streams(
     )
     assert not browser.ask("return document.getElementById('stop').hidden")
     assert browser.ask("return document.getElementById('send').disabled")
+    assert not browser.ask("return document.getElementById('use').textContent.startsWith('0 ')")
     browser.keep_picture(f"chat-{width}-streaming")
     Talk.held.set()
     until(browser, "document.getElementById('status').textContent.startsWith('answered in')")

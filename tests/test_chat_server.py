@@ -69,9 +69,9 @@ def test_an_answer_comes_in_lines_and_is_that_of_the_terminal(
 ) -> None:
     lines = ask(server, "where")
     alone = talk(folder, "old mills")
-    unread = alone.unread("where")
+    size, unread = alone.prompt("where")
     expected = alone.ask("where", max_new_tokens=6)
-    assert lines[0] == {"reading": unread}
+    assert lines[0] == {"reading": unread, "used": size, "window": WINDOW}
     assert "".join(line["text"] for line in lines[1:-1]) == expected
     done = lines[-1]["done"]
     assert done["answer"] == expected
@@ -80,7 +80,7 @@ def test_an_answer_comes_in_lines_and_is_that_of_the_terminal(
     state = json.loads(send(server, "GET", "/state")[1])
     assert state == {key: value for key, value in done.items() if key != "answer"}
     again = ask(server, "when")[0]["reading"]
-    assert again < alone.unread("when") + unread, "what was read is not read again"
+    assert again < alone.prompt("when")[1] + unread, "what was read is not read again"
 
 
 def test_words_are_sent_before_the_answer_is_whole(folder: str) -> None:

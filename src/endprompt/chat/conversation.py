@@ -46,10 +46,10 @@ class Conversation:
             said[0] = said[0].removeprefix(f"{self.text}\n\n")
         return list(zip(said[::2], said[1::2], strict=True))
 
-    def unread(self, question: str) -> int:
-        """Tokens to be read before the answer to this question begins."""
+    def prompt(self, question: str) -> tuple[int, int]:
+        """Tokens of the prompt with this question, and those of them that are not read yet."""
         ids = self._encode(self._asked(question))
-        return len(ids) - self._known(ids)
+        return len(ids), len(ids) - self._known(ids)
 
     def ask(
         self,
@@ -86,7 +86,7 @@ class Conversation:
                 out_BT = self.model.generate(
                     ids_BT,
                     attention_mask=torch.ones_like(ids_BT),
-                    past_key_values=self._cache,
+                    cache=self._cache,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     temperature=None,

@@ -72,7 +72,10 @@ async function ask(question) {
   let ended = false;
   try {
     for await (const line of lines(await post("/ask", {question}, running.signal))) {
-      if ("reading" in line) doing = `reading ${number(line.reading)} tokens`;
+      if ("reading" in line) {
+        doing = `reading ${number(line.reading)} tokens`;
+        use(line);
+      }
       if ("text" in line) {
         doing = "answering";
         said.textContent += line.text;

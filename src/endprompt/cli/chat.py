@@ -77,6 +77,7 @@ def register(app: typer.Typer) -> None:
             question = sys.stdin.readline().strip()
             if not question:
                 return
+            typer.echo(f"[reading {talk.prompt(question)[1]:,} tokens]", err=True)
             talk.ask(question, max_new_tokens=tokens, streamer=streamer)
             share = talk.used / talk.window
             typer.echo(f"[{talk.used:,} of {talk.window:,} tokens, {share:.0%}]", err=True)
