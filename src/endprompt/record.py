@@ -53,19 +53,30 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def claim(path: Path, settings: dict[str, Any]) -> None:
+def claim(path: Path, settings: dict[str, Any], *, alone: bool = False) -> None:
     """Note in a run's folder what the run is; refuse a folder whose run is another.
+
+    alone  a run that begins has to find its folder empty
 
     Raises OutputError that names the settings which differ.
     """
+    folder = path.parent
     if not path.is_file():
+        if alone and folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(f"{folder} holds other files: choose another --out")
         write_json(path, settings)
         return
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
-    differing = [key for key in now if before.get(key) != now[key]]
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise OutputError(f"{path} is not a run's record: choose another --out")
+    now = json.loads(json.dumps(settings))
+    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
         raise OutputError(
-            f"{path.parent} holds a run with another {', '.join(differing)}: "
+            f"{folder} holds a run with another {', '.join(differing)}: "
             "choose another --out, or remove the folder"
         )
 

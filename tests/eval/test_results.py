@@ -92,11 +92,14 @@ def test_an_error_that_is_no_sample_s_fault_stops_the_run(tmp_path):
 
 def test_another_run_s_folder_is_refused(tmp_path):
     run(tmp_path / "r", Parrot())
-    with pytest.raises(OutputError, match="holds a run with other seed: give another --out"):
+    with pytest.raises(OutputError, match="holds a run with another seed: choose another --out"):
         answer_all(tmp_path / "r", {**SETTINGS, "seed": 1}, questions(), Parrot(), score)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is not empty and not a run"):
+    with pytest.raises(OutputError, match="holds other files: choose another --out"):
+        run(tmp_path / "full", Parrot())
+    (tmp_path / "full" / "run.json").write_text("[]")
+    with pytest.raises(OutputError, match=r"run.json is not a run's record"):
         run(tmp_path / "full", Parrot())
 
 

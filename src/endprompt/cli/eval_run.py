@@ -346,10 +346,10 @@ def _short(
 ) -> None:
     """lm-eval's tasks, one file a task; a task that is there is not run again."""
     from endprompt.eval import harness, results
-    from endprompt.record import write_text
+    from endprompt.record import claim, write_text
 
     settings = {**settings, "suite": "short", "chat": chat}
-    results.open_run(folder, settings)
+    claim(folder / results.RUN, settings, alone=True)
     model: Any = harness.EngineLM(engine) if engine is not None else "local-completions"
     arguments: dict[str, Any] = {}
     if server is not None:

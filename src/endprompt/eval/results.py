@@ -1,6 +1,6 @@
 """Results of a run: one JSONL line a sample, resumable, and a typed summary.
 
-A run's folder holds `run.json` (what was asked, hashed), `samples.jsonl` (as samples come in) and
+A run's folder holds `run.json` (what was asked), `samples.jsonl` (as samples come in) and
 `summary.json`. At the end samples are put in the order in which they were asked, so that the same
 run gives the same file, interrupted or not.
 """
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from endprompt.errors import DataError, EvaluationError, OutputError
-from endprompt.record import sha256_of, versions, write_json, write_text
+from endprompt.errors import DataError, EvaluationError
+from endprompt.record import claim, sha256_of, versions, write_json, write_text
 
 SAMPLES, SUMMARY, RUN = "samples.jsonl", "summary.json", "run.json"
 
@@ -119,7 +119,7 @@ def answer_all(
 
     Raises OutputError when the folder holds another run.
     """
-    open_run(folder, settings)
+    claim(folder / RUN, settings, alone=True)
     path = folder / SAMPLES
     before = {s.id: s for s in read_samples(path, repair=True) if s.error is None}
     done: dict[str, Sample | None] = {}
@@ -175,28 +175,6 @@ def answer_all(
     summary = summarise(samples, settings, notes())
     write_json(folder / SUMMARY, summary.model_dump(mode="json"))
     return summary
-
-
-def open_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a run's folder, or take up the same run again. Raises OutputError for another run's."""
-    record = {"settings": settings, "settings_sha256": sha256_of(settings), "versions": versions()}
-    path = folder / RUN
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path} is not a run's record: give another --out") from error
-        changed = sorted(
-            key for key in {*before, *settings} if before.get(key) != settings.get(key)
-        )
-        if changed:
-            raise OutputError(
-                f"{folder} holds a run with other {', '.join(changed)}: give another --out"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty and not a run: give another --out")
-    write_json(path, record)
 
 
 def read_samples(path: Path, *, repair: bool = False) -> list[Sample]:

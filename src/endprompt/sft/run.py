@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from endprompt import record, rope
-from endprompt.errors import OutputError, RecipeError, TrainingError
+from endprompt.errors import RecipeError, TrainingError
 from endprompt.recipe import Training
 from endprompt.sft import examples
 from endprompt.sft.settings import Tuning
@@ -90,7 +90,9 @@ def tune(
     left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
     say(f"{kept}{left_out}")
     fingerprint = found.fingerprint()
-    _claim(out, model, settings, fingerprint)
+    chosen = record.sha256_of(settings.model_dump(mode="json"))
+    claimed = {"settings": chosen, "model": model, "data": fingerprint}
+    record.claim(out / "claim.json", claimed, alone=True)
 
     before = _window_settings(config)
     torch.manual_seed(settings.seed)
@@ -236,15 +238,6 @@ def _window_settings(config: Any) -> dict[str, Any]:
         "rope_parameters": dict(config.rope_parameters or {}),
         "max_position_embeddings": config.max_position_embeddings,
     }
-
-
-def _claim(out: Path, model: str, settings: Tuning, fingerprint: str) -> None:
-    """Note what the folder is for; refuse one that was begun with other settings."""
-    path = out / "claim.json"
-    if not path.is_file() and out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"{out} holds other files: choose another --out")
-    chosen = record.sha256_of(settings.model_dump(mode="json"))
-    record.claim(path, {"settings": chosen, "model": model, "data": fingerprint})
 
 
 def _arguments(settings: Tuning, out: Path, longest: int, report_to: str) -> SFTConfig:
