@@ -8,9 +8,10 @@ Each measurement runs in a process of its own, kinds in turns. Compared are
 - `ours`: `endprompt.train.run`, collator, Trainer and loss included;
 - `ours-checkpointed`, `plain-checkpointed`: both with activation checkpointing.
 
-Seconds are of the processor, so that other work on the machine does not count; the first step
-is left out. The share of the peak counts the operations of the model (recomputed ones not) over
-those of the best of several 2048 x 2048 products in float32, timed in the same process.
+Seconds are of the processor, so that other work on the machine does not count; the first of
+several steps is left out. The share of the peak counts the operations of the model (recomputed
+ones not) over those of the best of several 2048 x 2048 products in float32, timed in the same
+process.
 """
 
 from __future__ import annotations
@@ -56,13 +57,17 @@ class Enough(Exception):
 
 
 def stopwatch(steps: int, marks: list[float]) -> Any:
-    """A callback that notes the clock after every step and ends the run after the last."""
+    """A callback that notes the clock around every step and ends the run after the last."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not marks:
+                marks.append(clock())
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(clock())
-            if len(marks) == steps:
+            if len(marks) > steps:
                 raise Enough
 
     return Watch()
@@ -113,6 +118,7 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
     memory = record.peak_memory_bytes()
     peak = max(peak, peak_flops())
     seconds = [later - before for before, later in itertools.pairwise(marks)]
+    seconds = seconds[1:] or seconds
     work = recipe.row_flops(flops.read(config), False)
     return {
         "kind": kind,
