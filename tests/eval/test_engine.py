@@ -181,11 +181,22 @@ def test_bad_requests_are_named():
         Engine.load("nowhere", dtype="float99")
 
 
-def test_half_precision_is_chosen_only_where_it_is_measured_faster(monkeypatch):
-    ticks = iter([0.0, 1.0, 0.0, 9.0, 0.0, 9.0, 0.0, 1.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    assert module.fast_dtype("cpu") is torch.float32
-    assert module.fast_dtype("cpu") is torch.bfloat16
+@pytest.mark.parametrize(("half", "chosen"), [(40.0, "float32"), (0.25, "bfloat16")])
+def test_half_precision_is_used_where_it_is_fast_whatever_delays_the_measurement(
+    half, chosen, monkeypatch
+):
+    now, done = [0.0], {torch.float32: 0, torch.bfloat16: 0}
+
+    def product(a, b):
+        done[a.dtype] += 1
+        now[0] += (1.0 if a.dtype == torch.float32 else half) * (1 if done[a.dtype] % 3 else 1000)
+        return a
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    for _ in range(5):
+        assert module.fast_dtype("cpu") is getattr(torch, chosen)
+        done[torch.bfloat16] += 1  # the next time delays fall elsewhere
     assert module.fast_dtype("cuda") is torch.bfloat16
 
 

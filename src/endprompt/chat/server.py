@@ -2,7 +2,7 @@
 
     GET  /        the page; it shows everything as text, and loads its own files alone
     GET  /state   what was said, and the window's use
-    POST /ask     {"question"}: JSON lines {"reading", ...}, {"text"} ..., then {"done"} or {"error"}
+    POST /ask     {"question"}: JSON lines {"reading"}, {"text"} ..., {"done"} or {"error"}
     POST /start   {"text", "name"}: a new conversation about another text
 
 Requests that a foreign page makes a browser send are refused: by the name they come under (Host),

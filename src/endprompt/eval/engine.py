@@ -10,6 +10,7 @@ Shape letters: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -555,19 +556,20 @@ class Reader:
 def fast_dtype(device: str) -> torch.dtype:
     """The dtype to evaluate in: bf16 on an accelerator, and on a processor that is fast in it.
 
-    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 10 ms).
+    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 20 ms where idle).
+    The best of several times counts: another process delays some of them, hardly all, and the
+    same command has to choose the same on a busy machine.
     """
     if device != "cpu":
         return torch.bfloat16
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones((384, 384), dtype=dtype)
-        square @ square
-        start = time.perf_counter()
-        for _ in range(3):
+    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    squares = {dtype: torch.ones((384, 384), dtype=dtype) for dtype in best}
+    for _ in range(9):
+        for dtype, square in squares.items():
+            start = time.perf_counter()
             square @ square
-        seconds[dtype] = time.perf_counter() - start
-    return torch.bfloat16 if seconds[torch.bfloat16] < seconds[torch.float32] else torch.float32
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return min(best, key=lambda dtype: best[dtype])
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
