@@ -27,7 +27,7 @@ PY
 if [ -n "${RUNS:-}" ]; then # the embedded model and text, and a training run: more minutes
     # LAB=90s begins no further arm of the laboratory after that time
     "$work/env/bin/endprompt" extend --to 10k --lengths 1k --needles 2 \
-        --set rows.tokens=256 --set training.tokens=1024 --out "$work/run"
+        --set rows.tokens=512 --set training.tokens=2048 --out "$work/run"
     "$work/env/bin/endprompt" lab --quick ${LAB:+--budget "$LAB"} --out "$work/lab"
 fi
 echo "wheel: ok"
