@@ -32,8 +32,10 @@ def write(
     parts = [
         _front_matter(model),
         f"# {name}",
-        f"{_base_name(model)} with its window extended from {window:,} to {target:,} tokens.",
+        f"{_base_name(model)} with its window extended from {window:,} to {target:,} tokens"
+        + (", then fine-tuned." if run.get("sft") else "."),
         _facts(run, recipe, model),
+        _tuned(run),
         _results(run),
         _limits(run, window, target),
         _serving(served),
@@ -86,6 +88,31 @@ def _facts(run: Mapping[str, Any], recipe: Recipe, model: Mapping[str, Any]) -> 
              ("made", str(run.get("created", "not recorded"))),
              ("versions", ", ".join(f"{k} {v}" for k, v in sorted(run.get("versions", {}).items())))
     ]  # fmt: skip
+    return _list(rows)
+
+
+def _tuned(run: Mapping[str, Any]) -> str:
+    """What `endprompt sft` did to the extended model."""
+    tuned = run.get("sft")
+    if not tuned:
+        return ""
+    settings = tuned["settings"]
+    passes = "" if settings["steps"] else f" (passes over the rows: {settings['epochs']:g})"
+    rows = [
+        ("started from", without_folders(str(run.get("started_from", "not recorded")))),
+        ("conversations", ", ".join(without_folders(source) for source in tuned["data"])),
+        ("rows", f"{tuned['rows']:,}, of {tuned['tokens']:,} tokens, {tuned['learnt']:,} of them "
+         f"answers; {tuned['too_long']:,} longer rows left out"),
+        ("trained", f"{tuned['steps']:,} steps{passes}, weights: "
+         f"{settings['trains']}, learning rate {settings['learning_rate']:g}"),
+    ]  # fmt: skip
+    return (
+        "## Fine-tuned after extension\n\nBy `endprompt sft`, on the answers of conversations; the "
+        f"window and RoPE stayed as extended.\n\n{_list(rows)}"
+    )
+
+
+def _list(rows: Sequence[tuple[str, Any]]) -> str:
     lines = ["| | |", "| --- | --- |"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in rows if value]
     return "\n".join(lines)
@@ -111,7 +138,8 @@ def _limits(run: Mapping[str, Any], window: int, target: int) -> str:
     if lengths and max(lengths) < target:
         lines.append(f"Nothing was measured past {max(lengths):,} of {target:,} tokens.")
     if not lengths:
-        lines.append("Reading up to the target was not measured.")
+        after = " after fine-tuning" if run.get("sft") else ""
+        lines.append(f"Reading up to the target was not measured{after}.")
     if len(trained) < 2:
         lines.append(
             "No trained control stands beside it: what the method adds to plain training on short "
@@ -119,7 +147,7 @@ def _limits(run: Mapping[str, Any], window: int, target: int) -> str:
         )
     lines += [
         f"One training seed. Quality inside the old window of {window:,} tokens may differ from "
-        "the base's: see the shorter lengths above.",
+        "the base's" + (": see the shorter lengths above." if lengths else "."),
         "Beyond the target the model is not meant to be used.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -139,10 +167,11 @@ def _serving(served: Sequence[Served]) -> str:
 
 
 def _command(run: Mapping[str, Any]) -> str:
-    command = run.get("command")
-    if not command:
+    commands = [str(run[key]) for key in ("extended_by", "command") if run.get(key)]
+    if not commands:
         return ""
-    return f"## Made by\n\n```\n{without_folders(str(command)).replace('```', '')}\n```"
+    lines = "\n".join(without_folders(command).replace("```", "") for command in commands)
+    return f"## Made by\n\n```\n{lines}\n```"
 
 
 def without_folders(text: str) -> str:

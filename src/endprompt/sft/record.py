@@ -62,5 +62,8 @@ def _find(start: str) -> tuple[str, dict[str, Any]]:
         carried = {key: source.record[key] for key in CARRIED if key in source.record}
         carried.setdefault("model", {})
         carried["model"] = {**carried["model"], "path": source.base}
+        command = source.record.get("extended_by") or source.record.get("command")
+        if command:
+            carried["extended_by"] = command
         return str(source.model), carried
     return embedded.resolve(start), {}
