@@ -38,5 +38,15 @@ def test_a_number_that_is_none_is_refused(
     assert "is no " in capsys.readouterr().err
 
 
+def test_the_first_seed_is_that_of_the_first_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is begun in no time, so that the words alone are looked at."""
+    words = ["lab", "--arms", "short", "--scaling", "pi", "--seeds", "2", "--budget", "0s"]
+    assert run([*words, "--first-seed", "7", "--out", str(tmp_path / "lab")]) == 0
+    assert "6 arms are not done" in capsys.readouterr().out
+    assert run([*words, "--first-seed", "-1"]) == 2
+
+
 def test_times_are_read_as_people_write_them() -> None:
     assert [_seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]

@@ -21,6 +21,13 @@ def register(app: typer.Typer) -> None:
         ),
         scaling: str = typer.Option("pi,yarn", "--scaling", help="RoPE scalings, with commas."),
         seeds: int = typer.Option(5, "--seeds", min=1, help="Number of bases."),
+        first_seed: int | None = typer.Option(
+            None,
+            "--first-seed",
+            min=0,
+            help="Seed of the first base, 100 without it. Choose recipes on bases below 100, and "
+            "report others.",
+        ),
         factor: str = typer.Option(
             "8", "--factor", help="How many times the window; several with commas."
         ),
@@ -68,11 +75,12 @@ def register(app: typer.Typer) -> None:
                     f"unknown scaling {word!r}{nearest(word, lab_arms.SCALINGS)}: "
                     f"one of {', '.join(lab_arms.SCALINGS)}"
                 )
+        first = FIRST_SEED if first_seed is None else first_seed
         study = Study(
             recipes=tuple(lab_arms.load(name) for name in named),
             scalings=tuple(scalings),
             factors=tuple(_factor(word) for word in _words(factor)),
-            seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+            seeds=tuple(range(first, first + seeds)),
         )
         console = Console()
 
