@@ -25,6 +25,19 @@ def test_every_error_has_its_remedy() -> None:
     assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == names
 
 
+def test_messages_on_the_page_of_errors_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message may go over several lines
+    messages = re.findall(r"^\| `([^`]* [^`]*)` \|", page, re.MULTILINE)
+    checks = re.findall(r"\*([^*]+)\*", page.partition("## The position check failed")[2])
+    assert len(messages) > 15
+    assert len(checks) > 5
+    for message in [*messages, *checks]:
+        parts = [re.escape(part) for part in message.split("…")]
+        assert re.search(".+".join(parts), source), message
+
+
 @pytest.mark.parametrize(
     "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name
 )
