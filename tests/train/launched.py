@@ -7,9 +7,11 @@ from typing import Any
 
 from accelerate import state
 from accelerate.commands import launch
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from endprompt.cli.accelerate import CONFIGS
+
+OF_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def as_launched(config: str) -> None:
@@ -20,22 +22,29 @@ def as_launched(config: str) -> None:
     given = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", "2"]
     given += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "1"]
     words = launch.launch_command_parser().parse_args([*given, "script"])
-    words, *_ = launch._validate_launch_command(words)
-    started = {key: os.environ[key] for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    started |= {key: os.environ[key] for key in ("MASTER_ADDR", "MASTER_PORT")}
-    os.environ.update(prepare_multi_gpu_env(words))
-    os.environ.update(started)
-    _shard_on_cpu()
+    found: list[Any] = []
+    launch.deepspeed_launcher = launch.multi_gpu_launcher = found.append  # it would start ranks
+    launch.launch_command(words)
+    (words,) = found
+    kept = {name: os.environ[name] for name in OF_RANK}
+    if words.use_deepspeed:
+        _, variables = prepare_deepspeed_cmd_env(words)
+        os.environ.update(variables | kept | {"DS_ACCELERATOR": "cpu"})
+        _shard_on_cpu(state.DistributedType.DEEPSPEED)
+    else:
+        os.environ.update(prepare_multi_gpu_env(words) | kept)
+        _shard_on_cpu(state.DistributedType.MULTI_GPU)
 
 
-def _shard_on_cpu() -> None:
+def _shard_on_cpu(kind: state.DistributedType) -> None:
     """Accelerate shards on GPUs only: let it take the ranks of a CPU for those of GPUs."""
+    del os.environ["ACCELERATE_USE_CPU"]
     make = state.AcceleratorState.__init__
 
     def made(self: Any, *given: Any, **named: Any) -> None:
         if not self._shared_state:
             state.PartialState(cpu=True)
-            state.PartialState._shared_state["distributed_type"] = state.DistributedType.MULTI_GPU
+            state.PartialState._shared_state["distributed_type"] = kind
         make(self, *given, **named)
 
     state.AcceleratorState.__init__ = made

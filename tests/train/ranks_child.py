@@ -37,7 +37,7 @@ def main(orders: dict[str, Any]) -> None:
     measure, keep_random_state = run.weighted_loss, run.RowTrainer._save_rng_state
 
     def watched(model: Any, batch: Any) -> Any:
-        spread = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        spread = any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in model.parameters())
         assert spread == ("config" in orders), "weights are sharded where a config asks for it"
         seen.extend(batch["input_ids"].tolist())
         losses = measure(model, batch)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pytest
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="deepspeed, which endprompt does not install"
+)
 SETTINGS = {
     "rows.kinds.1.terminal.recall": {"quotes": 2},
     "rows.tokens": 128,
@@ -29,7 +33,8 @@ SETTINGS = {
 
 def ranks(count: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder in `count` processes, as `torchrun` does."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "ACCELERATE_USE_CPU": "true"}
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
          str(count), str(HERE / script), *map(str, words)],
@@ -105,8 +110,13 @@ def test_two_ranks_see_each_row_once_and_end_as_one_rank_does(
 
 @pytest.mark.parametrize(
     ("before", "after", "orders"),
-    [(2, 2, {}), (2, 1, {}), (1, 2, {}), (2, 2, {"config": "fsdp2"})],
-    ids=["two", "two-to-one", "one-to-two", "two-fsdp2"],
+    [
+        pytest.param(2, 2, {}, id="two"),
+        pytest.param(2, 1, {}, id="two-to-one"),
+        pytest.param(1, 2, {}, id="one-to-two"),
+        pytest.param(2, 2, {"config": "fsdp2"}, id="fsdp2"),
+        pytest.param(2, 2, {"config": "zero3"}, id="zero3", marks=NEEDS_DEEPSPEED),
+    ],
 )
 def test_a_killed_run_goes_on_with_any_number_of_ranks_in_the_order_of_rows(
     before: int, after: int, orders: dict[str, str], tiny: Path, tmp_path: Path,

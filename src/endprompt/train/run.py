@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from endprompt import flops, record, rope
@@ -165,6 +166,7 @@ def train(
         if state is None:
             whole = trainer.accelerator.unwrap_model(network)
         else:  # weights are spread over the ranks: put them together in a model of its own
+            unset_hf_deepspeed_config()  # else ZeRO would spread this one too
             whole = models.load(model, config)
             adapters.prepare(whole, training)
             whole.load_state_dict(state)
