@@ -28,6 +28,10 @@ PRODUCTS = frozenset(
 )
 
 
+NARROW = 32
+"""Products over so few numbers, those of LoRA, are made again."""
+
+
 def choose(model: Any, *, whole: bool, tokens: int) -> None:
     """Set what the layers of a model keep; models that can't be told so keep everything.
 
@@ -43,8 +47,9 @@ def choose(model: Any, *, whole: bool, tokens: int) -> None:
 
 
 def _policy(inner: int | None, _: Any, operator: Any, *given: Any, **__: Any) -> CheckpointPolicy:
-    """Keep products, but the last of a layer: no gradient needs what it gives."""
-    last = operator is torch.ops.aten.mm.default and given[0].shape[-1] == inner
-    if last or operator not in PRODUCTS:
+    """Keep products, but the last of a layer, whose result no gradient needs, and narrow ones."""
+    summed = given[0].shape[-1] if operator is torch.ops.aten.mm.default else None
+    cheap = summed is not None and (summed == inner or summed <= NARROW)
+    if cheap or operator not in PRODUCTS:
         return CheckpointPolicy.PREFER_RECOMPUTE
     return CheckpointPolicy.MUST_SAVE
