@@ -26,6 +26,7 @@ from endprompt.report.lab_summary import (
     written,
 )
 from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.verdict import plural
 
 MARKS = {"better": "better", "worse": "worse"}
 
@@ -431,7 +432,7 @@ def render(results: Sequence[Result]) -> str:
     return page.fill(
         "lab.html",
         facts=(
-            f"{len(seeds)} base(s) of {base['parameters']:,} parameters, window "
+            f"{plural(len(seeds), 'base')} of {base['parameters']:,} parameters, window "
             f"{base['base']['window']} tokens; control {CONTROL}, rival {RIVAL}"
         ),
         warm_start=base["warm_start"],
