@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from endprompt.cli.amounts import seconds
 from endprompt.cli.app import run
-from endprompt.cli.lab import _seconds
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_the_first_seed_is_that_of_the_first_base(
 
 
 def test_times_are_read_as_people_write_them() -> None:
-    assert [_seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
+    assert [seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]

@@ -1,4 +1,4 @@
-"""Amounts as people write them on a command line: 200m or 1b tokens, 0.5%."""
+"""Amounts as people write them on a command line: 200m or 1b tokens, 0.5%, 30m of time."""
 
 from __future__ import annotations
 
@@ -36,3 +36,15 @@ def share(text: str) -> float:
     if not 0 <= found < 1:
         raise typer.BadParameter(f"{text!r} is no share below 1: write 0.5% or 0.005")
     return found
+
+
+def seconds(text: str) -> float:
+    """A time as people write it, in seconds.
+
+    >>> seconds("30m"), seconds("1.5h"), seconds("90s")
+    (1800.0, 5400.0, 90.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip().lower())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import typer
@@ -60,6 +59,7 @@ def register(app: typer.Typer) -> None:
         from rich.console import Console
 
         from endprompt import embedded
+        from endprompt.cli.amounts import seconds
         from endprompt.errors import RecipeError, nearest
         from endprompt.lab import arms as lab_arms
         from endprompt.lab.study import FIRST_SEED, State, Study, run
@@ -97,7 +97,7 @@ def register(app: typer.Typer) -> None:
             out,
             embedded.cache_folder() / "lab",
             workers=workers or os.cpu_count() or 1,
-            budget_seconds=_seconds(budget) if budget else None,
+            budget_seconds=seconds(budget) if budget else None,
             progress=tell,
         )
         missing = sum(1 for _ in study.arms()) - len(results)
@@ -122,15 +122,3 @@ def _factor(text: str) -> int:
     if not text.isdigit() or not 2 <= int(text) <= 64:
         raise typer.BadParameter(f"{text!r} is no factor from 2 to 64")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    """A time as people write it, in seconds.
-
-    >>> _seconds("30m"), _seconds("1.5h"), _seconds("90s")
-    (1800.0, 5400.0, 90.0)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip().lower())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no time: write 90s, 30m or 2h")
-    return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]

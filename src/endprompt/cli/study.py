@@ -100,7 +100,7 @@ def _laboratory(
     import os
 
     from endprompt import embedded
-    from endprompt.cli.lab import _seconds
+    from endprompt.cli.amounts import seconds
     from endprompt.lab.study import FIRST_SEED, State
     from endprompt.report import lab as lab_page
     from endprompt.study.laboratory import Laboratory
@@ -126,7 +126,7 @@ def _laboratory(
 
     laboratory.run(
         workers=workers or os.cpu_count() or 1,
-        budget_seconds=_seconds(budget) if budget else None,
+        budget_seconds=seconds(budget) if budget else None,
         progress=tell,
     )
     everything = laboratory.everything()
