@@ -8,19 +8,21 @@ from typing import Any
 from accelerate import state
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from ring import ring
+from transformers import AttentionInterface
 
 from endprompt.cli.accelerate import CONFIGS
 
 OF_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def as_launched(config: str) -> None:
-    """Put a shipped config in the environment, as `accelerate launch` does.
+def as_launched(config: str, *flags: str) -> None:
+    """Put a shipped config in the environment, as `accelerate launch` does, with flags over it.
 
     In float32, so that a run is comparable with one that is not sharded.
     """
     given = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", "2"]
-    given += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "1"]
+    given += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "1", *flags]
     words = launch.launch_command_parser().parse_args([*given, "script"])
     found: list[Any] = []
     launch.deepspeed_launcher = launch.multi_gpu_launcher = found.append  # it would start ranks
@@ -34,6 +36,8 @@ def as_launched(config: str) -> None:
     else:
         os.environ.update(prepare_multi_gpu_env(words) | kept)
         _shard_on_cpu(state.DistributedType.MULTI_GPU)
+    if words.use_parallelism_config:
+        AttentionInterface.register("sdpa", ring)
 
 
 def _shard_on_cpu(kind: state.DistributedType) -> None:

@@ -25,7 +25,7 @@ def main(orders: dict[str, Any]) -> None:
     """Train; record the rows that this rank saw; be late, die or poison the loss where told to."""
     torch.set_num_threads(1)
     if "config" in orders:
-        as_launched(orders["config"])
+        as_launched(orders["config"], *orders.get("flags", ()))
     rank = int(os.environ["RANK"])
     rng = np.random.default_rng(0)
     documents = TokenDocuments.from_arrays([rng.integers(0, 256, n) for n in (3000, 1500)])
@@ -34,7 +34,7 @@ def main(orders: dict[str, Any]) -> None:
     out = Path(orders["out"])
     seen: list[list[int]] = []
     told = 0
-    measure, keep_random_state = run.weighted_loss, run.RowTrainer._save_rng_state
+    measure, keep_random_state = run.aligned_loss, run.RowTrainer._save_rng_state
 
     def watched(model: Any, batch: Any) -> Any:
         spread = any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in model.parameters())
@@ -52,7 +52,7 @@ def main(orders: dict[str, Any]) -> None:
         time.sleep(rank * orders.get("late", 0))
         keep_random_state(self, folder)
 
-    run.weighted_loss, run.RowTrainer._save_rng_state = watched, late
+    run.aligned_loss, run.RowTrainer._save_rng_state = watched, late
 
     def step(state: dict[str, Any]) -> None:
         nonlocal told

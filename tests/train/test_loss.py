@@ -120,6 +120,18 @@ def test_first_terminal_token_is_predicted_from_the_last_prefix_token() -> None:
     assert found.weighted.item() == pytest.approx(reference(model, batch)[0, 27].item(), rel=1e-5)
 
 
+def test_columns_that_train_nothing_still_take_part_in_the_backward_pass() -> None:
+    """A rank's cut of a row may hold no trained token, while the others wait for its gradients."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    batch = a_batch(rows=1)
+    batch["loss_weights"] = torch.zeros_like(batch["loss_weights"])
+    found = loss.weighted_loss(model, batch)
+    found.weighted.backward()
+    assert (found.weighted.item(), found.weight.item()) == (0, 0)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_the_head_makes_logits_again_afterwards() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SIZES))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_a_killed_run_goes_on_with_any_number_of_ranks_in_the_order_of_rows(
     assert json.loads((tmp_path / "run/train.json").read_text())["resumed_at"] == [4]
     assert rows(tmp_path / "run") == {step: rows(whole)[step] for step in (5, 6)}
     must_equal(tmp_path / "run", whole)
+
+
+def test_rows_cut_between_two_ranks_train_as_whole_ones_do(
+    tiny: Path, tmp_path: Path, whole: Path
+) -> None:
+    flags = ["--parallelism_config_cp_size", "2"]
+    done = train(2, tiny, tmp_path, "cut", config="fsdp2-cp", flags=flags)
+    assert done.returncode == 0, done.stderr
+    cut, uncut = rows(tmp_path / "cut"), rows(whole)
+    assert {len(row) for seen in cut.values() for row in seen} == {128 // 2}
+    for step, seen in uncut.items():
+        assert sorted(chain(*cut[step])) == sorted(chain(*seen))
+    must_equal(tmp_path / "cut", whole)
 
 
 def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import ParallelismConfig
 
 from endprompt import recipe, record
 from endprompt.data.tokens import TokenDocuments
@@ -95,7 +93,7 @@ def test_checkpoint_cut_short_is_passed_over_for_the_one_before(
 def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
     tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = run.weighted_loss
+    measure = run.aligned_loss
     calls = []
 
     def poisoned(model: Any, batch: Any) -> Any:
@@ -105,7 +103,7 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
             return losses.__class__(losses.weighted * np.nan, losses.weight, losses.by_segment)
         return losses
 
-    monkeypatch.setattr(run, "weighted_loss", poisoned)
+    monkeypatch.setattr(run, "aligned_loss", poisoned)
     with pytest.raises(TrainingError, match=r"loss is nan at step 4 \(rows 6 to 7\)"):
         run.train(a_recipe(), model=str(tiny), documents=documents, target=TARGET, out=tmp_path)
     assert not (tmp_path / "model").exists()
@@ -182,7 +180,7 @@ def test_a_spike_of_the_loss_is_reported_with_its_rows(
     tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    measure, calls = run.weighted_loss, []
+    measure, calls = run.aligned_loss, []
 
     def leaping(model: Any, batch: Any) -> Any:
         losses = measure(model, batch)
@@ -190,7 +188,7 @@ def test_a_spike_of_the_loss_is_reported_with_its_rows(
         factor = 5 if len(calls) == 10 else 1
         return losses.__class__(losses.weighted * factor, losses.weight, losses.by_segment)
 
-    monkeypatch.setattr(run, "weighted_loss", leaping)
+    monkeypatch.setattr(run, "aligned_loss", leaping)
     run.train(
         a_recipe(**{"training.tokens": 256 * 12}), model=str(tiny), documents=documents,
         target=TARGET, out=tmp_path,
@@ -225,10 +223,3 @@ def test_tensorboard_gets_what_a_run_is_watched_by(
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize("size", ["cp_size", "sp_size"])
-def test_rows_cut_between_ranks_are_refused(size: str) -> None:
-    given = SimpleNamespace(parallelism_config=ParallelismConfig(**{size: 2}))
-    with pytest.raises(TrainingError, match=f"{size} is 2"):
-        run.refuse_cut_rows(SimpleNamespace(accelerator=given))

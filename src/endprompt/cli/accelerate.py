@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def accelerate(
-        name: str = typer.Argument(..., help="fsdp2 (PyTorch) or zero3 (needs deepspeed)."),
+        name: str = typer.Argument(..., help="fsdp2, fsdp2-cp (cuts rows) or zero3 (DeepSpeed)."),
     ) -> None:
         """Print the path of a shipped Accelerate config, for training on many GPUs.
 

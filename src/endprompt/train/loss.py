@@ -39,9 +39,31 @@ def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
            segments uint8[B, T]. The first terminal token is predicted from the last prefix
            token, across the jump (paper, section 3.3).
     """
-    weights_BT = batch["loss_weights"][:, 1:] * batch["attention_mask"][:, 1:]
+    return aligned_loss(model, aligned(batch))
+
+
+def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with what is predicted from a token in that token's column, to be cut anywhere.
+
+    Columns loss_weights and segments, which are of the token itself, give way to labels,
+    label_weights and label_segments [B, T], of the token after it; a label that is masked, and
+    that of the last column, weigh nothing.
+    """
+    columns = dict(batch)
+    weights_BT = columns.pop("loss_weights") * batch["attention_mask"]
+    of_token = {
+        "labels": batch["input_ids"],
+        "label_weights": weights_BT,
+        "label_segments": columns.pop("segments"),
+    }
+    return columns | {name: F.pad(each_BT[:, 1:], (0, 1)) for name, each_BT in of_token.items()}
+
+
+def aligned_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
+    """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them."""
+    weights_BT = batch["label_weights"]
     trained_BT = weights_BT > 0
-    kinds_N2 = torch.stack([batch["segments"][:, 1:].to(weights_BT), weights_BT], -1)[trained_BT]
+    kinds_N2 = torch.stack([batch["label_segments"].to(weights_BT), weights_BT], -1)[trained_BT]
     kinds_G2, group_N, counts_G = torch.unique(
         kinds_N2, dim=0, return_inverse=True, return_counts=True
     )
@@ -67,12 +89,12 @@ def _losses_inside(
     """
     bare: Any = getattr(model, "module", model)
     head = bare.get_output_embeddings()
-    labels_N = batch["input_ids"][:, 1:][trained_BT]
+    labels_N = batch["labels"][trained_BT]
     scale = _logit_scale(bare.config)
     with _without_logit_changes(bare.config) as cap:
 
         def losses(hidden_BTH: Tensor) -> Tensor:
-            hidden_NH = hidden_BTH[:, :-1][trained_BT]
+            hidden_NH = hidden_BTH[trained_BT]
             if scale == 1:
                 return group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
             # the family scales what its head gives, and here that is losses

@@ -31,9 +31,9 @@ from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
 from endprompt.recipe import TOKENS_AT_ONCE, Amounts, Recipe
-from endprompt.train import adapters, attention, calibration, probe, recompute
+from endprompt.train import adapters, attention, calibration, cut, probe, recompute
 from endprompt.train import model as models
-from endprompt.train.loss import weighted_loss
+from endprompt.train.loss import aligned, aligned_loss
 
 Progress = Callable[[dict[str, Any]], None]
 COMPLETE = "complete.json"
@@ -82,8 +82,10 @@ def train(
     callbacks    more of Transformers' own, to watch the model as it learns
 
     Raises ProbeError before training when the model would not see the far distances,
-    TrainingError when the loss is no longer finite, OutputError for an `out` of another run.
+    TrainingError when the loss is no longer finite or rows are to be cut among ranks and can't be,
+    OutputError for an `out` of another run.
     """
+    cut.require_cuttable(recipe)
     out.mkdir(parents=True, exist_ok=True)
     record.claim(
         out / "claim.json",
@@ -134,7 +136,6 @@ def train(
             row_tokens=amounts.row_tokens,
             row_flops=recipe.row_flops(flops.read(config), False),
         )
-    refuse_cut_rows(trainer)
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -177,17 +178,6 @@ def train(
     return done
 
 
-def refuse_cut_rows(trainer: Trainer) -> None:
-    """Sequence and context parallelism cut inputs and labels, but not our weights and segments."""
-    given = getattr(trainer.accelerator, "parallelism_config", None)
-    for name in ("cp_size", "sp_size"):
-        if (getattr(given, name, 1) or 1) > 1:
-            raise TrainingError(
-                f"{name} is {getattr(given, name)}: rows can't be cut between ranks, their loss "
-                "weights would not follow; set it to 1 and shard with FSDP or ZeRO-3"
-            )
-
-
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
@@ -214,10 +204,10 @@ class RowTrainer(Trainer):
         (hidden_BTH,) = given
         if self._segments is None or not hidden_BTH.requires_grad:
             return
-        segments_BT = self._segments[:, 1:]
+        segments_BT = self._segments
 
         def add(gradient_BTH: torch.Tensor) -> None:
-            squares_BT = gradient_BTH[:, :-1].float().square().sum(-1)
+            squares_BT = gradient_BTH.float().square().sum(-1)
             for segment in (PREFIX, TERMINAL):
                 self._squares[segment] += squares_BT[segments_BT == segment].sum()
 
@@ -225,8 +215,7 @@ class RowTrainer(Trainer):
 
     @property
     def _rows_per_step(self) -> int:
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return rows * self.args.world_size
+        return self.get_total_train_batch_size(self.args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset
@@ -240,8 +229,25 @@ class RowTrainer(Trainer):
         ]
         total = torch.stack(parts).sum().to(device)
         if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
+            total = self.accelerator.gather(total).sum() / cut.ranks_of_a_row()
         return total
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One pass over rows whose columns can be cut by now."""
+        return super().training_step(model, aligned(inputs), num_items_in_batch)
+
+    def _prepare_context_parallel_inputs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Cut all columns of a row among its ranks: the Trainer knows of its own only."""
+        ranks = cut.ranks_of_a_row()
+        if ranks == 1:
+            return contextlib.nullcontext, inputs
+        return cut.cut(self.accelerator, inputs, ranks)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Columns as they are: for DeepSpeed the Trainer would round loss weights to bf16."""
+        return {name: column.to(self.args.device) for name, column in inputs.items()}
 
     def compute_loss(
         self,
@@ -251,9 +257,9 @@ class RowTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
-        self._segments = inputs["segments"]
+        self._segments = inputs["label_segments"]
         try:
-            losses = weighted_loss(model, inputs)
+            losses = aligned_loss(model, inputs)
         finally:
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
@@ -391,7 +397,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 def _batches(amounts: Amounts) -> tuple[int, int]:
     """Rows in one forward pass, and such passes in a step."""
-    return amounts.batches(int(os.environ.get("WORLD_SIZE", "1")), TOKENS_AT_ONCE)
+    return amounts.batches(cut.readers(), TOKENS_AT_ONCE)
 
 
 def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
