@@ -556,7 +556,7 @@ class Reader:
 def fast_dtype(device: str) -> torch.dtype:
     """The dtype to evaluate in: bf16 on an accelerator, and on a processor that is fast in it.
 
-    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 20 ms where idle).
+    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 20 ms).
     The best of several times counts: another process delays some of them, hardly all, and the
     same command has to choose the same on a busy machine.
     """
