@@ -116,9 +116,10 @@ def test_operations_of_a_row_follow_what_trains() -> None:
     )
     assert full.row_flops(decoder) == flops.training(decoder, 512).total
     assert full.row_flops(decoder, checkpointing=True) > full.row_flops(decoder)
-    assert longlora.row_flops(decoder) == flops.training(
-        decoder, 512, trains="lora+", kind="shifted"
-    ).total
+    assert (
+        longlora.row_flops(decoder)
+        == flops.training(decoder, 512, trains="lora+", kind="shifted").total
+    )
 
 
 def test_a_terminal_is_added_by_a_dotted_key() -> None:
