@@ -216,6 +216,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(places["whole"].rglob("*")) == before
 
 
+def test_rows_too_short_for_their_terminal_are_refused_before_a_job_runs(
+    tiny: Path, text: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--to", 2048, "--lengths", "1024,2048", "--set", "rows.tokens=48", "--out", out)
+    done = endprompt("extend", tiny, "--text", text, *words)
+    assert done.returncode == 1
+    assert "rows.tokens" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (out / "doctor.json").exists()
+
+
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     from endprompt.errors import OutputError
 

@@ -215,10 +215,11 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
     data = request.out / "data"
     text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say)
     documents = min(documents, text["holdout_documents"])
+    arms = arms_of(recipe, request.controls)
+    _rows(request, arms, model)  # what can't be made is said before anything runs
     at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
     checked = _check(request, model, recipe, threads, watch, lock)
 
-    arms = arms_of(recipe, request.controls)
     costs = _costs(recipe, arms, config, lengths, documents, checked["calibration"], at_once)
     return Plan(
         model=_about_model(request.model, model, config, base, checked["calibration"]),
@@ -268,14 +269,14 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
-    """One row of the method as text with positions, and the distances that each arm trains."""
+def _rows(request: Request, arms: Sequence[Arm], model: str) -> dict[str, list[Row]]:
+    """The first rows of every arm that trains. Raises RecipeError where they can't be made."""
     from endprompt.cues import CueWriter
-    from endprompt.data import coverage, holdout
+    from endprompt.data import holdout
     from endprompt.data.rows import RowSource
     from endprompt.train.model import load_tokenizer
 
-    tokenizer = load_tokenizer(plan.model["path"])
+    tokenizer = load_tokenizer(model)
     documents, _ = holdout.training_documents(request.out / "data")
 
     def rows_of(recipe: Recipe) -> list[Row]:
@@ -289,7 +290,16 @@ def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
         )
         return [source.row(index) for index in range(SHOWN_ROWS)]
 
-    rows = {arm.name: rows_of(arm.recipe) for arm in plan.arms if arm.trained}
+    return {arm.name: rows_of(arm.recipe) for arm in arms if arm.trained}
+
+
+def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
+    """One row of the method as text with positions, and the distances that each arm trains."""
+    from endprompt.data import coverage
+    from endprompt.train.model import load_tokenizer
+
+    tokenizer = load_tokenizer(plan.model["path"])
+    rows = _rows(request, plan.arms, plan.model["path"])
     if not rows:
         return {}
     return {
