@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.distributed.tensor.experimental._context_parallel._load_balancer import (
     _HeadTailLoadBalancer,
@@ -27,12 +27,13 @@ def ring(
     if F.scaled_dot_product_attention is WHOLE:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **others)
     assert mask is None, "a ring takes no mask"
-    ranks, rank, T = dist.get_world_size(), dist.get_rank(), query.shape[2]
+    mesh = AcceleratorState().device_mesh["cp"]
+    ranks, rank, T = mesh.size(), mesh.get_local_rank(), query.shape[2]
     order = _HeadTailLoadBalancer(T * ranks, ranks, "cpu")._generate_indices()[0]
     repeats = query.shape[1] // key.shape[1]
 
     def gathered(part: Any) -> Any:
-        every = all_gather_single_autograd(part.contiguous(), 2, dist.group.WORLD)
+        every = all_gather_single_autograd(part.contiguous(), 2, mesh.get_group())
         return every.repeat_interleave(repeats, 1)
 
     keys, values = gathered(key), gathered(value)
