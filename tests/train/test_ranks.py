@@ -146,6 +146,16 @@ def test_rows_cut_between_two_ranks_train_as_whole_ones_do(
     must_equal(tmp_path / "cut", whole)
 
 
+@NEEDS_DEEPSPEED
+def test_another_precision_in_the_deepspeed_config_is_said_in_one_line(
+    tiny: Path, tmp_path: Path
+) -> None:
+    flags = ["--mixed_precision", "bf16"]
+    done = train(2, tiny, tmp_path, "mixed", config="zero3", flags=flags)
+    assert done.returncode != 0
+    assert "training.dtype (float32) the same precision" in done.stderr
+
+
 def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(
     killed: Callable[..., Path],
 ) -> None:

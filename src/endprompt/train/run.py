@@ -147,6 +147,13 @@ def train(
                 f"no space left on the disk while writing {out}: free some and run again"
             ) from error
         raise
+    except ValueError as error:
+        if "DeepSpeed config values" not in str(error):
+            raise
+        raise TrainingError(
+            "the DeepSpeed config and the recipe disagree: give mixed_precision of the config and "
+            f"training.dtype ({training.dtype}) the same precision ({' '.join(str(error).split())})"
+        ) from error
     curve = [entry for entry in trainer.state.log_history if "prefix_loss" in entry]
     done = Trained(
         recipe=recipe.model_dump(mode="json"),
