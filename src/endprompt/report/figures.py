@@ -437,8 +437,8 @@ def terminal_over_training(
         ends = [0, steps[-1]]
         gradient_axes.plot(ends, gradients, "o", color=SERIES[0], markersize=6)
         gradient_axes.set_title("gradient of that loss on the prefix, before and after")
-        for axes in (loss_axes, gradient_axes):
-            axes.set_ylim(0, None)
+        for axes, values in ((loss_axes, losses), (gradient_axes, gradients)):
+            axes.set_ylim(0, 1.1 * max(values) or 1)
         gradient_axes.set_xlabel("step")
     told = (
         f"The terminal's loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats, its gradient on "
