@@ -4,9 +4,9 @@
 
 A case is a recipe, tokens of its row and steps; each runs `endprompt.train.run` in a process of its
 own, one row a step, one thread, seconds of the processor (see train_step.py). The first of several
-steps is left out. Beside each stands what `endprompt plan` predicts from the matrix product timed
-in the same process, and beside the ratios those of the paper's figure 4. A case that is in FILE
-already is not measured again.
+steps is left out. Beside each stands what `endprompt plan` predicts from a matrix product timed in
+the same process and from attention timed once, and beside the ratios those of the paper's figure 4.
+A case that is in FILE already is not measured again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ CASES = (
     "endprompt:1024:3,endprompt:2048:3,full:8192:1,longlora:8192:1,full:16384:1,longlora:16384:1"
 )
 PAIRS = (("full", 8192), ("full", 16384), ("longlora", 8192), ("longlora", 16384))
-TARGET = 32768
+TARGET, ATTENTION_TOKENS = 32768, 2048
 TIME_BOUND, MEMORY_BOUND = 0.20, 0.15
 
 
-def predicted(method: str, tokens: int, config: Any, peak: float) -> dict[str, float]:
+def predicted(
+    method: str, tokens: int, config: Any, peak: float, attention: float
+) -> dict[str, float]:
     """Seconds of a step of one row and bytes at its peak, as the plan counts them."""
     recipe = recipes.load(method).replace({"rows.tokens": tokens, "training.tokens": tokens,
                                            "training.tokens_per_step": tokens})  # fmt: skip
     window = rope.read_base(config).window
     resolved = recipe.resolve(window=window, target=TARGET, gpu=False)
-    decoder, where = flops.read(config), plan.cpu("", memory_bytes=0, peak=peak)
+    decoder = flops.read(config)
+    where = plan.cpu("", memory_bytes=0, peak=peak, attention=attention, tokens=ATTENTION_TOKENS)
     held = train_memory_bytes(
         decoder,
         row_tokens=tokens,
@@ -58,11 +61,12 @@ def measure(case: str, model: str) -> dict[str, Any]:
     return {**found, "method": method, "steps": int(steps)}
 
 
-def compared(measured: dict[str, Any], config: Any) -> dict[str, Any]:
+def compared(measured: dict[str, Any], config: Any, attention: float) -> dict[str, Any]:
     """A measurement a token, its prediction, and how far that is off."""
     tokens = measured["row_tokens"]
     seconds, held = min(measured["seconds"]), measured["peak_memory_bytes"]
-    told = predicted(measured["method"], tokens, config, measured["matmul_flops_per_second"])
+    peak = measured["matmul_flops_per_second"]
+    told = predicted(measured["method"], tokens, config, peak, attention)
     return {
         "method": measured["method"],
         "row_tokens": tokens,
@@ -99,20 +103,26 @@ def main() -> None:
     parser.add_argument("--cases", default=CASES, help="RECIPE:TOKENS:STEPS, with commas")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    import torch
+
+    from endprompt.train.calibration import attention_speed
     from endprompt.train.model import load_config
 
     model = embedded.resolve(given.model)
     config = load_config(model)
+    torch.set_num_threads(1)
+    decoder = flops.read(config)
+    speed = attention_speed(decoder.heads, decoder.head_size, 3, train_step.clock)
     measured = json.loads(given.out.read_text())["measured"] if given.out.is_file() else {}
     for case in given.cases.split(","):
         if case not in measured:
             measured[case] = measure(case, model)
             print(json.dumps(measured[case]), flush=True)
-        rows = [compared(one, config) for one in measured.values()]
+        rows = [compared(one, config, speed) for one in measured.values()]
         paper = {"memory": plan.PAPER["memory_gb"]["full"] / plan.PAPER["memory_gb"]["endprompt"]}
-        record.write_json(given.out, {**record.provenance(), "threads": 1, "rows": rows,
-                                      "ratios": ratios(rows), "paper": paper,
-                                      "measured": measured})  # fmt: skip
+        found = {"threads": 1, "attention_flops_per_second": speed, "rows": rows,
+                 "ratios": ratios(rows), "paper": paper, "measured": measured}  # fmt: skip
+        record.write_json(given.out, {**record.provenance(), **found})
     for row in rows:
         off = "" if abs(row["time_error"]) <= TIME_BOUND else "  time is off by more than 20 %"
         off += "" if abs(row["memory_error"]) <= MEMORY_BOUND else "  memory is off by over 15 %"

@@ -18,8 +18,10 @@ from endprompt.recipe import Recipe
 
 UTILISATION = 0.45
 """Part of a GPU's peak that training reaches, recomputation counted as work; an assumption."""
-CPU_UTILISATION, CPU_ATTENTION = 0.8, 0.4
-"""Parts of the measured peak of matrix products that a CPU reaches in products and in attention."""
+CPU_UTILISATION = 0.85
+"""Part of the timed peak of matrix products that the products of a model reach on a CPU."""
+HALF_SPEED = 620
+"""Tokens at which attention on a CPU has half of the speed that it has on long rows."""
 GPU_RUNTIME = 1.5 * GIB
 """Driver context, workspaces and what the allocator cannot hand out again."""
 MARGIN = 0.94
@@ -59,7 +61,8 @@ class Device:
     link: float
     """Bytes a second to its neighbours, one way; 0 for a device that trains alone."""
     utilisation: float = UTILISATION
-    attention_utilisation: float = UTILISATION
+    attention: float | None = None
+    """Operations a second of attention on long rows; None: what is assumed of the peak."""
     dtype: str = "bfloat16"
     runtime_bytes: float = GPU_RUNTIME
 
@@ -174,12 +177,16 @@ def machine(text: str) -> Machine:
     return Machine(DEVICES[name], count)
 
 
-def cpu(name: str, *, memory_bytes: float, peak: float) -> Machine:
-    """A CPU whose peak of float32 matrix products was measured, in operations a second."""
-    rates = {"utilisation": CPU_UTILISATION, "attention_utilisation": CPU_ATTENTION}
+def cpu(name: str, *, memory_bytes: float, peak: float, attention: float, tokens: int) -> Machine:
+    """A CPU that was timed in float32, in operations a second.
+
+    peak       of matrix products
+    attention  of attention forward and backward, on rows of so many tokens
+    """
     device = Device(
-        name, memory_bytes, peak, 0.0, **rates, dtype="float32", runtime_bytes=CPU_RUNTIME
-    )
+        name, memory_bytes, peak, 0.0, CPU_UTILISATION, attention * (1 + HALF_SPEED / tokens),
+        dtype="float32", runtime_bytes=CPU_RUNTIME,
+    )  # fmt: skip
     return Machine(device)
 
 
@@ -190,10 +197,16 @@ def train_seconds(
 
     checkpointing  None: as the recipe has it
     """
-    device = where.device
-    of_row = recipe.row_operations(decoder, checkpointing)
-    at_peak = of_row.products / device.utilisation + of_row.attention / device.attention_utilisation
-    return at_peak * recipe.amounts.rows / (device.peak * where.count)
+    device, of_row = where.device, recipe.row_operations(decoder, checkpointing)
+    products = device.peak * device.utilisation
+    attention = products
+    if device.attention:
+        tokens = recipe.amounts.row_tokens
+        if recipe.training.attention == "shifted":
+            tokens //= recipe.training.attention_groups
+        attention = device.attention / (1 + HALF_SPEED / tokens)
+    row = of_row.products / products + of_row.attention / attention
+    return row * recipe.amounts.rows / where.count
 
 
 def communication_seconds(

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from endprompt import plan as plans
+    from endprompt.flops import Decoder
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +70,7 @@ def register(app: typer.Typer) -> None:
         sized = plans.SIZES.get(model) or _sized(model)
         if target <= sized.window:
             raise RecipeError(f"--to {target} is not above the window of {sized.window} tokens")
-        where = _this_machine() if gpu == "auto" else plans.machine(gpu)
+        where = _this_machine(sized.decoder) if gpu == "auto" else plans.machine(gpu)
         overrides = recipes.parse_overrides(settings)
         names = methods.split(",") if methods else recipes.names()
         chosen = [recipes.load(name.strip()).replace(overrides) for name in names]
@@ -95,7 +96,7 @@ def register(app: typer.Typer) -> None:
                 "device_memory_bytes": where.device.memory_bytes,
                 "peak_flops_per_second": where.device.peak,
                 "utilisation": where.device.utilisation,
-                "attention_utilisation": where.device.attention_utilisation,
+                "attention_flops_per_second": where.device.attention,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
             record.write_json(json, found)
@@ -112,7 +113,7 @@ def _sized(model: str) -> plans.Sized:
     return plans.Sized(flops.read(config), rope.read_base(config).window)
 
 
-def _this_machine() -> plans.Machine:
+def _this_machine(decoder: Decoder) -> plans.Machine:
     """GPUs that torch sees, by their name; else the CPU, its matrix products timed."""
     import torch
 
@@ -143,7 +144,13 @@ def _this_machine() -> plans.Machine:
     found = record.device()
     peak = calibration.matmul_peak(torch.device("cpu"), bf16=False, times=60)
     name = f"{found['processor']}, {torch.get_num_threads()} threads"
-    return plans.cpu(name, memory_bytes=found["memory_gib"] * GIB, peak=peak)
+    return plans.cpu(
+        name,
+        memory_bytes=found["memory_gib"] * GIB,
+        peak=peak,
+        attention=calibration.attention_speed(decoder.heads, decoder.head_size),
+        tokens=calibration.ATTENTION_TOKENS,
+    )
 
 
 def _show(
@@ -162,8 +169,8 @@ def _show(
     console.print(
         f"{model} to {target:,} tokens on {where.count} x {device.name}: "
         f"{device.memory_bytes / GIB:.0f} GiB and {short(device.peak)}FLOP/s each, "
-        f"{device.utilisation:.0%} of it assumed in products, "
-        f"{device.attention_utilisation:.0%} in attention",
+        f"{device.utilisation:.0%} of it assumed"
+        + (f", {short(device.attention)}FLOP/s in attention" if device.attention else ""),
         markup=False,
         soft_wrap=True,
     )

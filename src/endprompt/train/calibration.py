@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,9 +52,31 @@ def matmul_peak(device: torch.device, bf16: bool, times: int = 3) -> float:
     return 2 * size**3 / min(_seconds(lambda: left @ right) for _ in range(times))
 
 
-def _seconds(work: Any) -> float:
-    began = time.perf_counter()
+ATTENTION_TOKENS = 2048
+
+
+def attention_speed(
+    heads: int, head_size: int, times: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Operations a second of causal attention on a CPU, forward and backward in float32.
+
+    On one row of ATTENTION_TOKENS tokens; counted as `flops.attention` counts them.
+    """
+    shape = (1, heads, ATTENTION_TOKENS, head_size)
+    parts = [torch.full(shape, 0.5, requires_grad=True) for _ in range(3)]
+
+    def work() -> None:
+        query, key, value = parts
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        out.sum().backward()
+
+    operations = 3 * 4 * heads * head_size * ATTENTION_TOKENS**2 / 2
+    return operations / min(_seconds(work, clock) for _ in range(times))
+
+
+def _seconds(work: Any, clock: Callable[[], float] = time.perf_counter) -> float:
+    began = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
