@@ -17,6 +17,10 @@ CPU_RUNTIME = 0.6 * GIB
 """The process with torch and Transformers loaded."""
 MUCH = 0.5 * GIB
 """Activations from which on a CPU makes the cheap ones again (`endprompt.train.recompute`)."""
+LARGE_BLOCK = 16 * 2**20
+"""Bytes from which on a block on a CPU does not lie in the C library's heap."""
+HOLES = 0.6
+"""Part of the activations that the holes between them take in that heap, as measured."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
+    holes: float
     logits: float
     gathered: float
     runtime: float
@@ -37,7 +42,7 @@ class Memory:
     def total(self) -> float:
         """The peak of a step: at the end of forward, or when all gradients are there."""
         held = self.gradients if self.accumulates else 0.0
-        inside = max(self.activations + self.logits + held, self.gradients)
+        inside = max(self.activations + self.holes + self.logits + held, self.gradients)
         return self.weights + self.optimizer + self.gathered + self.runtime + inside
 
 
@@ -106,6 +111,7 @@ def train_memory_bytes(
         activations = decoder.layers * kept + (per_layer - kept) + working
     else:
         activations = decoder.layers * per_layer + working
+    in_heap = dtype == "float32" and 4 * tokens * decoder.hidden < LARGE_BLOCK
     head = 4 * decoder.head_weights if trained else 0
     logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
     gathered = 0.0
@@ -120,6 +126,7 @@ def train_memory_bytes(
         gradients=4 * trained / parts,
         optimizer=8 * trained / parts,
         activations=activations,
+        holes=HOLES * activations if in_heap else 0.0,
         logits=logits,
         gathered=gathered,
         runtime=runtime,

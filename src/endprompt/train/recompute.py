@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from endprompt import flops, memory
+from endprompt.train import allocator
 
 PRODUCTS = frozenset(
     operator.default
@@ -38,6 +39,8 @@ def choose(model: Any, *, whole: bool, tokens: int) -> None:
     tokens  of a forward pass, rows times their length
     """
     much = model.device.type == "cpu" and memory.worth_recomputing(flops.read(model.config), tokens)
+    if much:
+        allocator.map_large_blocks()
     if whole:
         model.activation_checkpointing_enable({"use_reentrant": False})
     elif much and model.supports_gradient_checkpointing:
