@@ -30,7 +30,7 @@ QUICK = ("short", "endprompt", "pose", "recall-anchors")
 SCALINGS = ("pi", "yarn")
 UNSCALED = "none"
 SHRINK = 4
-"""Recall spans are divided by this: the window is 128 tokens, not thousands."""
+"""Recall spans and continuations are divided by this: the window is 128 tokens, not thousands."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,17 @@ def adapt(recipe: Recipe, regime: Regime, scaling: str, *, factor: int, seed: in
 
 
 def _smaller(terminal: Terminal) -> Terminal:
-    """Spans of a recall terminal at the laboratory's size."""
-    recall = terminal.recall
+    """Spans of a recall terminal, and a continuation, at the laboratory's size."""
+    recall, tokens = terminal.recall, terminal.tokens
+    if terminal.cue == "continuation":
+        tokens = max(1, tokens // SHRINK)
 
     def span(low: int, high: int) -> tuple[int, int]:
         return max(1, low // SHRINK), max(1, high // SHRINK)
 
     return terminal.model_copy(
         update={
+            "tokens": tokens,
             "recall": recall.model_copy(
                 update={
                     "cue_tokens": span(*recall.cue_tokens),
