@@ -24,6 +24,8 @@ STANDARD = (
     "recall-stratified",
     "recall-pose",
     "recall-anchors",
+    "recall-continuation",
+    "continuation",
     "full",
 )
 QUICK = ("short", "endprompt", "pose", "recall-anchors")
