@@ -27,7 +27,9 @@ def test_every_recipe_becomes_an_arm(name: str, scaling: str) -> None:
         assert (mine.share, mine.prefix) == (theirs.share, theirs.prefix)
         assert (mine.terminal is None) == (theirs.terminal is None)
         if mine.terminal and theirs.terminal:
-            kept = {"recall"}
+            kept = {"recall", "tokens"}
+            reads_on = theirs.terminal.cue == "continuation"
+            assert mine.terminal.tokens == theirs.terminal.tokens // (4 if reads_on else 1)
             assert mine.terminal.model_dump(exclude=kept) == theirs.terminal.model_dump(
                 exclude=kept
             )
