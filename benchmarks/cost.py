@@ -46,6 +46,7 @@ def predicted(
         row_tokens=tokens,
         trains=resolved.training.trains,
         lora_rank=resolved.training.lora_rank,
+        shifted=resolved.training.attention == "shifted",
     )
     return {
         "seconds": plan.train_seconds(resolved, decoder, where, checkpointing=False),

@@ -410,6 +410,7 @@ def _costs(
         checkpointing=bool(training.gradient_checkpointing),
         dtype=training.dtype,
         accumulates=passes > 1,
+        shifted=training.attention == "shifted",
     ).total
     seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
     return {

@@ -89,6 +89,7 @@ def train_memory_bytes(
     devices: int = 1,
     sharded: bool = False,
     accumulates: bool = False,
+    shifted: bool = False,
     runtime: float = CPU_RUNTIME,
 ) -> Memory:
     """Bytes on one device at the peak of a training step, as `endprompt train` runs it.
@@ -97,13 +98,17 @@ def train_memory_bytes(
     dtype         float32 stands for a CPU, bfloat16 for a GPU
     devices       that share weights, gradients and optimizer where `sharded`
     accumulates   a step has several forward passes
+    shifted       attention in shifted groups, which copies queries, keys, values and results
     """
     trained = flops.trained_weights(decoder, trains, lora_rank)
     total = decoder.weights + (trained if trains == "lora" else 0)
     parts = devices if sharded else 1
     tokens = row_tokens * rows_at_once
     per_layer = layer_bytes(decoder, dtype) * tokens
-    working = 3 * tokens * decoder.intermediate * (4 if dtype == "float32" else 2)
+    working = 3 * tokens * decoder.intermediate
+    if shifted:  # three cut, two of them repeated before, one put together; and their gradients
+        working += 2 * (3 + 2 + 1) * tokens * decoder.heads * decoder.head_size
+    working *= 4 if dtype == "float32" else 2
     if checkpointing:  # the input of every layer, and one layer made again
         activations = 4 * decoder.layers * tokens * decoder.hidden + per_layer + working
     elif dtype == "float32" and worth_recomputing(decoder, tokens):

@@ -18,7 +18,7 @@ from endprompt.recipe import Recipe
 
 UTILISATION = 0.45
 """Part of a GPU's peak that training reaches, recomputation counted as work; an assumption."""
-CPU_UTILISATION = 0.85
+CPU_UTILISATION = 0.8
 """Part of the timed peak of matrix products that the products of a model reach on a CPU."""
 HALF_SPEED = 620
 """Tokens at which attention on a CPU has half of the speed that it has on long rows."""
@@ -255,6 +255,7 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
             devices=devices,
             sharded=settings.sharded,
             accumulates=passes > 1,
+            shifted=training.attention == "shifted",
             runtime=device.runtime_bytes,
         )
 

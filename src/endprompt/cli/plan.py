@@ -247,7 +247,8 @@ def _remedy(line: plans.Line) -> str:
         return f"fits from {line.devices_needed} such devices on, sharded with checkpointing"
     return (
         f"one row of {line.row_tokens:,} tokens is too much for such a device whatever the number: "
-        f"shorter rows (a method that jumps), or sequence parallelism"
+        f"shorter rows (a method that jumps), or each row cut over devices (endprompt accelerate "
+        f"fsdp2-cp)"
     )
 
 

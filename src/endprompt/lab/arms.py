@@ -138,6 +138,6 @@ def _smaller(terminal: Terminal) -> Terminal:
                     "cue_tokens": span(*recall.cue_tokens),
                     "answer_tokens": span(*recall.answer_tokens),
                 }
-            )
+            ),
         }
     )
