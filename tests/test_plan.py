@@ -199,6 +199,28 @@ def test_the_papers_memory_is_predicted_within_a_tenth() -> None:
     assert len(found) == 5
 
 
+def test_a_timed_cpu_is_as_fast_in_attention_as_it_was_timed() -> None:
+    """Products take no time on it, so that what is left is attention at 2,048 tokens."""
+    small = plan.SIZES["smollm2-135m"].decoder
+    where = plan.cpu("", memory_bytes=0, peak=1e30, attention=50e9, tokens=2048)
+    row = recipe.load("short").replace({"rows.tokens": 2048, "training.tokens_per_step": 2048})
+    resolved = row.replace({"training.tokens": 4096}).resolve(window=8192, target=16384, gpu=False)
+    operations = 2 * 3 * flops.attention(small, 2048)
+    assert plan.train_seconds(resolved, small, where) == pytest.approx(operations / 50e9)
+
+
+def test_blocks_of_long_rows_leave_no_holes_and_shifted_attention_copies() -> None:
+    small = plan.SIZES["smollm2-135m"].decoder
+
+    def held(tokens: int, **given: Any) -> cost.Memory:
+        return cost.train_memory_bytes(small, row_tokens=tokens, **given)
+
+    assert held(2048).holes == pytest.approx(cost.HOLES * held(2048).activations)
+    assert held(8192).holes == 0
+    copied = held(8192, shifted=True).activations - held(8192).activations
+    assert copied == 12 * 4 * 8192 * small.heads * small.head_size
+
+
 def test_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"unknown GPU 'h10' \(did you mean 'h100'\?\)"):
         plan.machine("h10:8")
