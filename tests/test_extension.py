@@ -20,9 +20,9 @@ from tiny_checkpoint import save_tiny
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TARGET = 2048
+ROWS = ("--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=128")
 SMALL = (
-    "--to", TARGET, "--lengths", "1024,2048", "--needles", 2,
-    "--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=128",
+    "--to", TARGET, "--lengths", "1024,2048", "--needles", 2, *ROWS,
     "--set", "training.tokens=5120", "--set", "training.save_steps=3",
 )  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     for option, value in (("--out", tmp_path / "out"), ("--to", "1k"), ("--text", places["text"])):
         if option not in given:
             given += [option, str(value)]
-    done = endprompt("extend", *given, "--set", "rows.tokens=128")
+    done = endprompt("extend", *given, *ROWS)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
