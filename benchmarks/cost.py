@@ -16,18 +16,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import train_step
 
 from endprompt import embedded, flops, plan, record, rope
 from endprompt import recipe as recipes
 from endprompt.memory import GIB, train_memory_bytes
+from endprompt.train.calibration import ATTENTION_TOKENS, attention_speed
+from endprompt.train.model import load_config
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 CASES = (
     "endprompt:1024:3,endprompt:2048:3,full:8192:1,longlora:8192:1,full:16384:1,longlora:16384:1"
 )
 PAIRS = (("full", 8192), ("full", 16384), ("longlora", 8192), ("longlora", 16384))
-TARGET, ATTENTION_TOKENS = 32768, 2048
+TARGET = 32768
 TIME_BOUND, MEMORY_BOUND = 0.20, 0.15
 
 
@@ -104,11 +107,6 @@ def main() -> None:
     parser.add_argument("--cases", default=CASES, help="RECIPE:TOKENS:STEPS, with commas")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    import torch
-
-    from endprompt.train.calibration import attention_speed
-    from endprompt.train.model import load_config
-
     model = embedded.resolve(given.model)
     config = load_config(model)
     torch.set_num_threads(1)

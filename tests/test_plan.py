@@ -76,6 +76,14 @@ def alive_bytes(layers: int, *, lora: bool = False, **sizes: Any) -> int:
     return sum(size for pointer, size in after.items() if pointer not in before)
 
 
+def test_short_rows_keep_everything_and_long_ones_are_told_what_to_keep() -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 352, "head_dim": 32}
+    for tokens, told in ((64, False), (10**9, True)):
+        model = tiny_model("llama", **sizes)
+        recompute.choose(model, whole=False, tokens=tokens)
+        assert model.is_gradient_checkpointing == told
+
+
 def alive() -> dict[int, int]:
     """Bytes of every storage that Python knows, by its address."""
     gc.collect()

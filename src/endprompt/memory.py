@@ -15,7 +15,7 @@ CHUNK_TOKENS = 512
 """Tokens whose logits stand in memory at a time (`endprompt.train.loss`)."""
 CPU_RUNTIME = 0.6 * GIB
 """The process with torch and Transformers loaded."""
-MUCH = 0.5 * GIB
+RECOMPUTED_FROM = 0.5 * GIB
 """Activations from which on a CPU makes the cheap ones again (`endprompt.train.recompute`)."""
 LARGE_BLOCK = 16 * 2**20
 """Bytes from which on a block on a CPU does not lie in the C library's heap."""
@@ -74,7 +74,7 @@ def worth_recomputing(decoder: Decoder, tokens: int) -> bool:
 
     Below, the time that it takes to tell them apart is not worth what it saves.
     """
-    return decoder.layers * layer_bytes(decoder, "float32") * tokens > MUCH
+    return decoder.layers * layer_bytes(decoder, "float32") * tokens > RECOMPUTED_FROM
 
 
 def train_memory_bytes(

@@ -114,7 +114,7 @@ def _sized(model: str) -> plans.Sized:
 
 
 def _this_machine(decoder: Decoder) -> plans.Machine:
-    """GPUs that torch sees, by their name; else the CPU, its matrix products timed."""
+    """GPUs that torch sees, by their name; else the CPU, its products and attention timed."""
     import torch
 
     from endprompt import plan as plans

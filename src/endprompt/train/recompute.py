@@ -38,12 +38,14 @@ def choose(model: Any, *, whole: bool, tokens: int) -> None:
 
     tokens  of a forward pass, rows times their length
     """
-    much = model.device.type == "cpu" and memory.worth_recomputing(flops.read(model.config), tokens)
-    if much:
+    large = model.device.type == "cpu" and memory.worth_recomputing(
+        flops.read(model.config), tokens
+    )
+    if large:
         allocator.map_large_blocks()
     if whole:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    elif much and model.supports_gradient_checkpointing:
+    elif large and model.supports_gradient_checkpointing:
         inner = getattr(model.config, "intermediate_size", None)
         contexts = partial(create_selective_checkpoint_contexts, partial(_policy, inner))
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
