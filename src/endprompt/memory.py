@@ -12,7 +12,7 @@ from endprompt.flops import Decoder
 
 GIB = 2**30
 CHUNK_TOKENS = 512
-"""Tokens whose logits stand in memory at a time (`endprompt.train.loss`)."""
+"""Tokens whose logits `endprompt.train.loss` has in memory at a time."""
 CPU_RUNTIME = 0.6 * GIB
 """The process with torch and Transformers loaded."""
 RECOMPUTED_FROM = 0.5 * GIB

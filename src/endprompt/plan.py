@@ -20,7 +20,7 @@ UTILISATION = 0.45
 """Part of a GPU's peak that training reaches, recomputation counted as work; an assumption."""
 CPU_UTILISATION = 0.8
 """Part of the timed peak of matrix products that the products of a model reach on a CPU."""
-HALF_SPEED = 620
+HALF_SPEED_TOKENS = 620
 """Tokens at which attention on a CPU has half of the speed that it has on long rows."""
 GPU_RUNTIME = 1.5 * GIB
 """Driver context, workspaces and what the allocator cannot hand out again."""
@@ -184,9 +184,15 @@ def cpu(name: str, *, memory_bytes: float, peak: float, attention: float, tokens
     attention  of attention forward and backward, on rows of so many tokens
     """
     device = Device(
-        name, memory_bytes, peak, 0.0, CPU_UTILISATION, attention * (1 + HALF_SPEED / tokens),
-        dtype="float32", runtime_bytes=CPU_RUNTIME,
-    )  # fmt: skip
+        name,
+        memory_bytes,
+        peak,
+        link=0.0,
+        utilisation=CPU_UTILISATION,
+        attention=attention * (1 + HALF_SPEED_TOKENS / tokens),
+        dtype="float32",
+        runtime_bytes=CPU_RUNTIME,
+    )
     return Machine(device)
 
 
@@ -204,7 +210,7 @@ def train_seconds(
         tokens = recipe.amounts.row_tokens
         if recipe.training.attention == "shifted":
             tokens //= recipe.training.attention_groups
-        attention = device.attention / (1 + HALF_SPEED / tokens)
+        attention = device.attention / (1 + HALF_SPEED_TOKENS / tokens)
     row = of_row.products / products + of_row.attention / attention
     return row * recipe.amounts.rows / where.count
 

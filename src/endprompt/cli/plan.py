@@ -133,11 +133,8 @@ def _this_machine(decoder: Decoder) -> plans.Machine:
             ),
             None,
         )
-        peak = (
-            known.peak
-            if known
-            else calibration.matmul_peak(torch.device("cuda"), bf16=True, times=20)
-        )
+        gpu = torch.device("cuda")
+        peak = known.peak if known else calibration.matmul_peak(gpu, bf16=True, times=20)
         link = known.link if known else plans.DEVICES["rtx4090"].link
         device = plans.Device(properties.name, properties.total_memory, peak, link)
         return plans.Machine(device, torch.cuda.device_count())

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from endprompt.data.rows import PREFIX, TERMINAL
+from endprompt.memory import CHUNK_TOKENS
 
-CHUNK_TOKENS = 512
-"""Tokens whose logits stand in memory at a time."""
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""
 
