@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from launched import as_launched
 from torch.distributed.tensor import DTensor
 
@@ -65,6 +66,7 @@ def main(orders: dict[str, Any]) -> None:
     run.train(
         chosen, model=orders["model"], documents=documents, target=TARGET, out=out, progress=step
     )
+    PartialState().destroy_process_group()  # as the command does
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def register(app: typer.Typer) -> None:
         from endprompt.train.quiet import quiet
 
         quiet()
+        from accelerate import PartialState
+
         from endprompt.sft import record
 
         def show(state: dict[str, float]) -> None:
@@ -77,6 +79,7 @@ def register(app: typer.Typer) -> None:
             progress=show,
             say=typer.echo,
         )
+        PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
         typer.echo(
             f"\nmodel   {out / 'model'} (window {done.window:,}, {done.steps:,} steps)\n"
             f"record  {out / 'run.json'}"

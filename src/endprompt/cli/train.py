@@ -48,6 +48,7 @@ def register(app: typer.Typer) -> None:
 
         quiet.quiet()
         import torch
+        from accelerate import PartialState
 
         from endprompt import rope
         from endprompt.data import holdout
@@ -92,4 +93,5 @@ def register(app: typer.Typer) -> None:
             report_to=report_to,
             progress=show,
         )
+        PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
         typer.echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")
