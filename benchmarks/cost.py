@@ -47,9 +47,7 @@ def predicted(
     held = train_memory_bytes(
         decoder,
         row_tokens=tokens,
-        trains=resolved.training.trains,
-        lora_rank=resolved.training.lora_rank,
-        shifted=resolved.training.attention == "shifted",
+        **resolved.training.memory(checkpointing=False),
     )
     return {
         "seconds": plan.train_seconds(resolved, decoder, where, checkpointing=False),

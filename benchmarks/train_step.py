@@ -73,14 +73,15 @@ def stopwatch(steps: int, marks: list[float]) -> Any:
     return Watch()
 
 
-def documents(tokenizer: Any) -> Any:
-    """The language reference that comes with Python, as one document."""
+def documents(tokenizer: Any, tokens: int = 0) -> Any:
+    """The language reference that comes with Python, as one document; longer where need be."""
     import pydoc_data.topics
 
     from endprompt.data.tokens import TokenDocuments
 
     text = " ".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
-    return TokenDocuments.from_arrays([tokenizer(text[:120_000])["input_ids"]])
+    ids = tokenizer(text[:120_000])["input_ids"]
+    return TokenDocuments.from_arrays([ids * (1 + tokens // len(ids))])
 
 
 def measure(kind: str, model: str, tokens: int, steps: int, method: str, target: int) -> dict:

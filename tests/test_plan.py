@@ -84,6 +84,13 @@ def test_short_rows_keep_everything_and_long_ones_are_told_what_to_keep() -> Non
         assert model.is_gradient_checkpointing == told
 
 
+def test_where_a_gpu_will_train_everything_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")  # on the CPU still, as when training chooses
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    recompute.choose(model, whole=False, tokens=10**9)
+    assert not model.is_gradient_checkpointing
+
+
 def alive() -> dict[int, int]:
     """Bytes of every storage that Python knows, by its address."""
     gc.collect()
@@ -173,6 +180,41 @@ def test_proposes_the_fastest_that_fits_and_says_how_many_devices_it_takes() -> 
         chosen, plan.SIZES["smollm2-135m"].decoder, plan.machine("h100"), window=8192, target=65536
     )
     assert small.chosen == 0
+
+
+@pytest.mark.parametrize(("device", "checkpointing"), [("h100", False), ("rtx4090", True)])
+def test_a_gpu_takes_as_many_tokens_at_once_as_half_of_it_holds(
+    device: str, checkpointing: bool
+) -> None:
+    small, room = plan.SIZES["smollm2-135m"].decoder, plan.DEVICES[device].memory_bytes
+    settings = Training(dtype="bfloat16").memory(checkpointing=checkpointing)
+
+    def held(tokens: int) -> float:
+        return cost.train_memory_bytes(small, row_tokens=tokens, accumulates=True, **settings).total
+
+    tokens = cost.tokens_at_once(small, room, **settings)
+    assert tokens == cost.MOST_AT_ONCE or held(2 * tokens) > room / 2
+    assert cost.TOKENS_AT_ONCE < tokens <= cost.MOST_AT_ONCE
+    assert held(tokens) <= room / 2
+    assert cost.tokens_at_once(LLAMA, room, **settings) == cost.TOKENS_AT_ONCE
+
+
+def test_a_plan_counts_the_rows_that_a_gpu_takes_at_once() -> None:
+    chosen = recipe.load("endprompt").replace({"rows.tokens": 1024})
+    small = plan.SIZES["smollm2-135m"].decoder
+    one = plan.line(chosen, small, plan.machine("h100"), window=8192, target=65536)
+    settings = chosen.resolve(window=8192, target=65536, gpu=True).training
+    tokens = cost.tokens_at_once(
+        small, plan.DEVICES["h100"].memory_bytes, **settings.memory(checkpointing=False)
+    )
+    held = cost.train_memory_bytes(
+        small,
+        row_tokens=tokens,
+        accumulates=True,
+        runtime=plan.GPU_RUNTIME,
+        **settings.memory(checkpointing=False),
+    )
+    assert one.options[0][1].total == pytest.approx(held.total)
 
 
 def test_a_row_that_no_number_of_devices_holds_is_said_to_be_so() -> None:

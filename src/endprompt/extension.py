@@ -395,22 +395,21 @@ def _costs(
     reading_rate = (
         flops.forward(decoder, calibration["prefill_tokens"]) / calibration["prefill_seconds"]
     )
-    amounts, training = recipe.amounts, recipe.training
+    amounts = recipe.amounts
     train_seconds = recipe.row_flops(decoder) * amounts.rows / training_rate
     # long contexts are read at a lower rate than the calibration's short one
     eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
     trained = sum(arm.trained for arm in arms)
-    rows_at_once, passes = amounts.batches(1)
+    held, tokens = recipe.training.memory(), memory.TOKENS_AT_ONCE
+    if calibration["gpu_bytes"]:
+        tokens = memory.tokens_at_once(decoder, calibration["gpu_bytes"], **held)
+    rows_at_once, passes = amounts.batches(1, tokens)
     needed = memory.train_memory_bytes(
         decoder,
         row_tokens=amounts.row_tokens,
         rows_at_once=rows_at_once,
-        trains=training.trains,
-        lora_rank=training.lora_rank,
-        checkpointing=bool(training.gradient_checkpointing),
-        dtype=training.dtype,
         accumulates=passes > 1,
-        shifted=training.attention == "shifted",
+        **held,
     ).total
     seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
     return {

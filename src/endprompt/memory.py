@@ -11,6 +11,8 @@ from endprompt import flops
 from endprompt.flops import Decoder
 
 GIB = 2**30
+TOKENS_AT_ONCE = 4096
+"""Tokens of short rows in one forward pass on a CPU, and the least on a GPU."""
 CHUNK_TOKENS = 512
 """Tokens whose logits `endprompt.train.loss` has in memory at a time."""
 CPU_RUNTIME = 0.6 * GIB
@@ -21,6 +23,9 @@ LARGE_BLOCK = 16 * 2**20
 """Bytes from which on a block on a CPU does not lie in the C library's heap."""
 HOLES = 0.6
 """Part of the activations that the holes between them take in that heap, as measured."""
+MOST_AT_ONCE = 2**16
+ROOM_AT_ONCE = 0.5
+"""Tokens that a GPU takes in one pass, at most, and the part of its memory that they may fill."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +142,37 @@ def train_memory_bytes(
         runtime=runtime,
         accumulates=accumulates,
     )
+
+
+def tokens_at_once(
+    decoder: Decoder,
+    device_bytes: float,
+    *,
+    trains: flops.Trains,
+    lora_rank: int,
+    checkpointing: bool,
+    dtype: str,
+    shifted: bool,
+) -> int:
+    """Tokens of short rows that a GPU takes in one forward pass, a power of two.
+
+    Where rows are few or the model is small, launching kernels takes longer than running them.
+    """
+
+    def fits(tokens: int) -> bool:
+        held = train_memory_bytes(
+            decoder,
+            row_tokens=tokens,
+            trains=trains,
+            lora_rank=lora_rank,
+            checkpointing=checkpointing,
+            dtype=dtype,
+            accumulates=True,
+            shifted=shifted,
+        )
+        return held.total <= ROOM_AT_ONCE * device_bytes
+
+    found = TOKENS_AT_ONCE
+    while found < MOST_AT_ONCE and fits(2 * found):
+        found *= 2
+    return found

@@ -13,7 +13,14 @@ from typing import Any
 from endprompt import flops
 from endprompt.errors import RecipeError, nearest
 from endprompt.flops import Decoder
-from endprompt.memory import CPU_RUNTIME, GIB, Memory, train_memory_bytes
+from endprompt.memory import (
+    CPU_RUNTIME,
+    GIB,
+    TOKENS_AT_ONCE,
+    Memory,
+    tokens_at_once,
+    train_memory_bytes,
+)
 from endprompt.recipe import Recipe
 
 UTILISATION = 0.45
@@ -247,21 +254,26 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
         )
         notes = (f"--set training.tokens_per_step={step}: {where.count} devices share a step",)
     amounts, training, device = resolved.amounts, resolved.training, where.device
-    at_once, passes = amounts.batches(where.count) if recipe.trained else (1, 1)
+
+    def batches(settings: Settings) -> tuple[int, int]:
+        if not recipe.trained:
+            return 1, 1
+        tokens = TOKENS_AT_ONCE
+        if device.dtype != "float32":
+            held = training.memory(checkpointing=settings.checkpointing)
+            tokens = tokens_at_once(decoder, device.memory_bytes, **held)
+        return amounts.batches(where.count, tokens)
 
     def memory(settings: Settings, devices: int) -> Memory:
+        at_once, passes = batches(settings)
         return train_memory_bytes(
             decoder,
             row_tokens=amounts.row_tokens,
             rows_at_once=at_once,
-            trains=training.trains,
-            lora_rank=training.lora_rank,
-            checkpointing=settings.checkpointing,
-            dtype=training.dtype,
+            **training.memory(checkpointing=settings.checkpointing),
             devices=devices,
             sharded=settings.sharded,
             accumulates=passes > 1,
-            shifted=training.attention == "shifted",
             runtime=device.runtime_bytes,
         )
 
@@ -270,7 +282,7 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
     for settings in ORDER if where.count > 1 else ORDER[:2]:
         held = memory(settings, where.count)
         computing = train_seconds(resolved, decoder, where, checkpointing=settings.checkpointing)
-        moving = communication_seconds(resolved, decoder, where, settings, passes)
+        moving = communication_seconds(resolved, decoder, where, settings, batches(settings)[1])
         options.append((settings, held, max(computing, moving)))
         fits.append(held.total <= room)
     needed = next(

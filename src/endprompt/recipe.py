@@ -19,8 +19,6 @@ from endprompt import flops, plugins
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
-TOKENS_AT_ONCE = 4096
-"""Rows are batched up to so many tokens; the rest of a step is accumulated."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -193,6 +191,17 @@ class Training(Settings):
     save_steps: Count | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
 
+    def memory(self, **changes: Any) -> dict[str, Any]:
+        """What `endprompt.memory` asks of a resolved recipe, some of it changed."""
+        return {
+            "trains": self.trains,
+            "lora_rank": self.lora_rank,
+            "checkpointing": bool(self.gradient_checkpointing),
+            "dtype": self.dtype,
+            "shifted": self.attention == "shifted",
+            **changes,
+        }
+
 
 class Amounts(NamedTuple):
     """Sizes of a run whose recipe names numbers only."""
@@ -212,8 +221,8 @@ class Amounts(NamedTuple):
         """Physical tokens in all."""
         return self.rows * self.row_tokens
 
-    def batches(self, ranks: int, tokens_at_once: int = TOKENS_AT_ONCE) -> tuple[int, int]:
-        """Rows in one forward pass of a rank, and such passes in a step.
+    def batches(self, ranks: int, tokens_at_once: int) -> tuple[int, int]:
+        """Rows in one forward pass of a rank, of so many tokens at most, and passes in a step.
 
         Raises RecipeError when the rows of a step do not divide among the ranks.
         """

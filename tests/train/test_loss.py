@@ -161,3 +161,12 @@ def test_a_mask_of_documents_keeps_packed_ones_apart() -> None:
     ]
     alone = sum(loss.weighted_loss(model, half).weighted.item() for half in halves)
     assert packed == pytest.approx(alone, rel=1e-5)
+
+
+def test_tf32_is_for_the_products_of_the_head_alone() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with pytest.raises(ZeroDivisionError), loss.tf32_products():
+        assert matmul.fp32_precision == "tf32"
+        _ = 1 / 0
+    assert matmul.fp32_precision == before

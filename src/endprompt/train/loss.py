@@ -166,14 +166,28 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
 
 def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reduction: str) -> Tensor:
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
-    return F.linear_cross_entropy(
-        hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
-        head.weight,
-        labels_N,
-        linear_bias=head.bias,
-        reduction=reduction,
-        options=options if len(hidden_NH) > CHUNK_TOKENS else None,
-    ).float()
+    autocast = hidden_NH.is_cuda and torch.is_autocast_enabled("cuda")
+    with tf32_products() if autocast else contextlib.nullcontext():
+        return F.linear_cross_entropy(
+            hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
+            head.weight,
+            labels_N,
+            linear_bias=head.bias,
+            reduction=reduction,
+            options=options if len(hidden_NH) > CHUNK_TOKENS else None,
+        ).float()
+
+
+@contextlib.contextmanager
+def tf32_products() -> Generator[None]:
+    """Float32 products of a GPU in TF32, for a head that autocast does not reach (docs/log.md)."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _logit_scale(config: Any) -> float:

@@ -38,9 +38,8 @@ def choose(model: Any, *, whole: bool, tokens: int) -> None:
 
     tokens  of a forward pass, rows times their length
     """
-    large = model.device.type == "cpu" and memory.worth_recomputing(
-        flops.read(model.config), tokens
-    )
+    on_cpu = not torch.cuda.is_available()  # where the model will be: the Trainer moves it later
+    large = on_cpu and memory.worth_recomputing(flops.read(model.config), tokens)
     if large:
         allocator.map_large_blocks()
     if whole:

@@ -26,11 +26,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from endprompt import flops, record, rope
+from endprompt import flops, memory, record, rope
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
-from endprompt.recipe import TOKENS_AT_ONCE, Amounts, Recipe
+from endprompt.memory import TOKENS_AT_ONCE
+from endprompt.recipe import Recipe
 from endprompt.train import adapters, attention, calibration, cut, probe, recompute
 from endprompt.train import model as models
 from endprompt.train.loss import aligned, aligned_loss
@@ -119,8 +120,12 @@ def train(
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
-    tokens = _batches(amounts)[0] * amounts.row_tokens
-    recompute.choose(network, whole=bool(training.gradient_checkpointing), tokens=tokens)
+    batches = amounts.batches(cut.readers(), _tokens_at_once(recipe, flops.read(config)))
+    recompute.choose(
+        network,
+        whole=bool(training.gradient_checkpointing),
+        tokens=batches[0] * amounts.row_tokens,
+    )
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -129,7 +134,7 @@ def train(
     with _tensorboard_in(out / "tensorboard"):
         trainer = RowTrainer(
             model=network,
-            args=_arguments(recipe, out, report_to),
+            args=_arguments(recipe, out, report_to, batches),
             train_dataset=rows,
             data_collator=collate,
             callbacks=[MarkComplete(resumed), _Report(progress), *callbacks],
@@ -402,14 +407,19 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _batches(amounts: Amounts) -> tuple[int, int]:
-    """Rows in one forward pass, and such passes in a step."""
-    return amounts.batches(cut.readers(), TOKENS_AT_ONCE)
+def _tokens_at_once(recipe: Recipe, decoder: flops.Decoder) -> int:
+    """Tokens of short rows in one forward pass."""
+    if not torch.cuda.is_available():
+        return TOKENS_AT_ONCE
+    room = torch.cuda.get_device_properties(0).total_memory
+    return memory.tokens_at_once(decoder, room, **recipe.training.memory())
 
 
-def _arguments(recipe: Recipe, out: Path, report_to: str) -> TrainingArguments:
+def _arguments(
+    recipe: Recipe, out: Path, report_to: str, batches: tuple[int, int]
+) -> TrainingArguments:
     training, amounts = recipe.training, recipe.amounts
-    at_once, passes = _batches(amounts)
+    at_once, passes = batches
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
