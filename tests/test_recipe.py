@@ -122,6 +122,19 @@ def test_operations_of_a_row_follow_what_trains() -> None:
     )
 
 
+def test_a_base_that_teaches_is_counted_and_reads_no_row_past_its_window() -> None:
+    decoder = flops.Decoder(2, 64, 96, 4, 2, 16, 97)
+    taught = recipes.load("distilled-anchors")
+    plain = recipes.load("recall-anchors")
+    sizes = {"window": 128, "target": 512, "gpu": False}
+    more = taught.resolve(**sizes).row_flops(decoder) - plain.resolve(**sizes).row_flops(decoder)
+    assert more == flops.forward(decoder, 128) + 2 * decoder.head_weights * 128
+    with pytest.raises(RecipeError, match="rows of 256 tokens are past the window of 128"):
+        taught.replace({"rows.tokens": 256}).resolve(**sizes)
+    assert taught.plain().training.prefix_loss == "text"
+    assert taught.without_jump().training.prefix_loss == "base"
+
+
 def test_a_terminal_is_added_by_a_dotted_key() -> None:
     changed = recipes.load("pose").replace({"rows.kinds.0.terminal.cue": "ep3"})
     assert changed.rows.kinds[0].terminal is not None

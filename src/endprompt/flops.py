@@ -110,13 +110,15 @@ def training(
     groups: int = 4,
     lora_rank: int = 8,
     checkpointing: bool = False,
+    taught: bool = False,
 ) -> Operations:
     """Forward and backward of one row of `tokens`.
 
     Backward sends a gradient through every matrix (as much as forward), through attention
     (twice as much), and makes a gradient for each matrix that trains (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
-    no gradient needs. Zero for what trains nothing.
+    no gradient needs. Where the model is taught by its base, that reads the row as well, and the
+    logits are made once more for the gradient. Zero for what trains nothing.
     """
     if trains == "nothing":
         return Operations(0.0, 0.0)
@@ -134,7 +136,11 @@ def training(
     if checkpointing:
         last = decoder.layers * decoder.hidden * decoder.intermediate
         products += 2 * (linear - decoder.head_weights - last) * tokens
-    return Operations(products, (4 if checkpointing else 3) * inner)
+    inner *= 4 if checkpointing else 3
+    if taught:
+        products += 2 * (linear + decoder.head_weights) * tokens
+        inner += attention(decoder, tokens)
+    return Operations(products, inner)
 
 
 def _lora_weights(decoder: Decoder, rank: int) -> int:

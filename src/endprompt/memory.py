@@ -95,6 +95,7 @@ def train_memory_bytes(
     sharded: bool = False,
     accumulates: bool = False,
     shifted: bool = False,
+    taught: bool = False,
     runtime: float = CPU_RUNTIME,
 ) -> Memory:
     """Bytes on one device at the peak of a training step, as `endprompt train` runs it.
@@ -104,6 +105,7 @@ def train_memory_bytes(
     devices       that share weights, gradients and optimizer where `sharded`
     accumulates   a step has several forward passes
     shifted       attention in shifted groups, which copies queries, keys, values and results
+    taught        the base stands beside the model, whole on each device, in `dtype`
     """
     trained = flops.trained_weights(decoder, trains, lora_rank)
     total = decoder.weights + (trained if trains == "lora" else 0)
@@ -124,6 +126,10 @@ def train_memory_bytes(
     in_heap = dtype == "float32" and 4 * tokens * decoder.hidden < LARGE_BLOCK
     head = 4 * decoder.head_weights if trained else 0
     logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
+    base = 0.0
+    if taught:  # its weights, and of a chunk what it says, what is said, and two steps between
+        base = (4.0 if dtype == "float32" else 2.0) * decoder.weights
+        logits += 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary
     gathered = 0.0
     if dtype != "float32" and not sharded:  # autocast keeps a bf16 copy of what it multiplies
         gathered = 2.0 * (decoder.attention_weights + decoder.feed_forward_weights)
@@ -132,7 +138,7 @@ def train_memory_bytes(
         ends = decoder.head_weights * (1 if decoder.tied else 2)
         gathered = (2 + (4 if trained else 0)) * (2 * layer + ends)
     return Memory(
-        weights=4 * total / parts,
+        weights=4 * total / parts + base,
         gradients=4 * trained / parts,
         optimizer=8 * trained / parts,
         activations=activations,
@@ -153,6 +159,7 @@ def tokens_at_once(
     checkpointing: bool,
     dtype: str,
     shifted: bool,
+    taught: bool,
 ) -> int:
     """Tokens of short rows that a GPU takes in one forward pass, a power of two.
 
@@ -169,6 +176,7 @@ def tokens_at_once(
             dtype=dtype,
             accumulates=True,
             shifted=shifted,
+            taught=taught,
         )
         return held.total <= ROOM_AT_ONCE * device_bytes
 

@@ -208,5 +208,6 @@ def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
         kind=training.attention,
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
+        taught=training.prefix_loss == "base",
     )
     return row.total / row_tokens

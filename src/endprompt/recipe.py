@@ -182,6 +182,9 @@ class Training(Settings):
     """`lora+`: LoRA, and embeddings and norms as well, as in LongLoRA."""
     lora_rank: Count = 8
     lora_alpha: Count = 16
+    prefix_loss: Literal["text", "base"] = "text"
+    """`base`: prefix tokens are held to what the base says of the row at contiguous positions
+    (Kullback-Leibler divergence), in place of the text. The base is read beside the model."""
     attention: Literal["full", "shifted"] = "full"
     """`shifted`: LongLoRA's shifted sparse attention, in training only."""
     attention_groups: Count = 4
@@ -199,6 +202,7 @@ class Training(Settings):
             "checkpointing": bool(self.gradient_checkpointing),
             "dtype": self.dtype,
             "shifted": self.attention == "shifted",
+            "taught": self.prefix_loss == "base",
             **changes,
         }
 
@@ -268,7 +272,9 @@ class Recipe(Settings):
 
     def plain(self) -> Recipe:
         """The control at equal tokens: the same scaling and training on plain short rows."""
-        return self._with_kinds("short", (Kind(),))
+        found = self._with_kinds("short", (Kind(),))
+        training = self.training.model_copy(update={"prefix_loss": "text"})
+        return found.model_copy(update={"training": training})
 
     def without_jump(self) -> Recipe:
         """The control with the same content: every token at contiguous positions."""
@@ -296,7 +302,8 @@ class Recipe(Settings):
         gpu             True where a GPU trains: a billion tokens in rows of the window, as in the
                         paper; on a CPU a demonstration of minutes
 
-        Raises RecipeError when a step is not a whole number of rows.
+        Raises RecipeError when a step is not a whole number of rows, and where the base would have
+        to read rows past its window.
         """
         rows, training = self.rows, self.training
         named = {"auto": window if gpu else min(window, 1024), "window": window, "target": target}
@@ -308,6 +315,12 @@ class Recipe(Settings):
         if step % row_tokens:
             raise RecipeError(
                 f"training.tokens_per_step {step} is no multiple of rows of {row_tokens} tokens"
+            )
+        if training.prefix_loss == "base" and row_tokens > window:
+            raise RecipeError(
+                f"training.prefix_loss is base, and rows of {row_tokens} tokens are past the "
+                f"window of {window} that the base reads: set rows.tokens to {window} or less, or "
+                "prefix_loss to text"
             )
         total = training.tokens
         if total == "auto":
@@ -365,6 +378,7 @@ class Recipe(Settings):
             groups=training.attention_groups,
             lora_rank=training.lora_rank,
             checkpointing=checkpointing,
+            taught=training.prefix_loss == "base",
         )
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:

@@ -8,6 +8,7 @@ import pytest
 
 from endprompt.cli.amounts import seconds
 from endprompt.cli.app import run
+from endprompt.lab import study
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,25 @@ def test_the_first_seed_is_that_of_the_first_base(
     assert run([*words, "--first-seed", "7", "--out", str(tmp_path / "lab")]) == 0
     assert "6 arms are not done" in capsys.readouterr().out
     assert run([*words, "--first-seed", "-1"]) == 2
+
+
+def test_steps_are_the_same_under_every_scaling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[study.Study] = []
+
+    def keep(wanted: study.Study, *_: object, **__: object) -> list[dict]:
+        asked.append(wanted)
+        return []
+
+    monkeypatch.setattr(study, "run", keep)
+    words = ["lab", "--arms", "short", "--seeds", "1", "--out", str(tmp_path / "lab")]
+    assert run([*words, "--steps", "7"]) == 0
+    trained = [arm.recipe for arm in asked[0].arms() if arm.recipe.trained]
+    assert [recipe.amounts.steps for recipe in trained] == [7, 7]
+    assert run(words) == 0
+    trained = [arm.recipe for arm in asked[1].arms() if arm.recipe.trained]
+    assert [recipe.amounts.steps for recipe in trained] == [1200, 300]
 
 
 def test_times_are_read_as_people_write_them() -> None:

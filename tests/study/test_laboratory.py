@@ -33,7 +33,7 @@ def tiny(name: str, title: str, **arms: dict) -> Study:
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Laboratory, list[Study]]:
     base = Base(width=32, mlp=16, steps=3, tokens_per_step=256)
-    regime = Regime(base=base, tokens_per_step=256, steps={"pi": 2}, examinations=2)
+    regime = Regime(base=base, tokens_per_step=256, steps={"pi": 4}, examinations=2)
     pose, short = {"recipe": "pose", "target": 2}, {"recipe": "short", "target": 2}
     studies = [
         tiny("one", TITLE, a=pose, b=short),

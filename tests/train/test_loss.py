@@ -110,6 +110,49 @@ def test_families_that_scale_their_logits_get_the_loss_of_scaled_ones(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [4, 512])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
+    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    more = {"logits_scaling": 4.0} if family == "granite" else {}
+    config = CONFIG_MAPPING[family](**sizes, **more)
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(AutoModelForCausalLM.from_config(config))
+    model, base = models
+    batch = a_batch()
+    contiguous = batch | {"position_ids": torch.arange(40).repeat(2, 1)}
+
+    def says(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        columns = ("input_ids", "position_ids", "attention_mask")
+        made = model(**{name: batch[name] for name in columns}, use_cache=False).logits
+        return made.double().log_softmax(-1)[:, :-1]
+
+    said, told = says(model, batch), says(base, contiguous).detach()
+    used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
+    prefix = batch["segments"][:, 1:] == PREFIX
+    plain = reference(model, batch)
+    apart = (told.exp() * (told - said)).sum(-1)
+    expected = (torch.where(prefix, apart, plain) * used).sum()
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    found = loss.aligned_loss(model, loss.aligned(batch), base)
+    found.weighted.backward()
+
+    assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for parameter in base.parameters())
+    shown = plain[prefix & (used > 0)].sum().item()
+    assert found.by_segment[PREFIX, 0].item() == pytest.approx(shown, rel=1e-5)
+
+
 def test_first_terminal_token_is_predicted_from_the_last_prefix_token() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))

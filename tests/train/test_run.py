@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from endprompt import recipe, record
 from endprompt.data.tokens import TokenDocuments
@@ -96,8 +97,8 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
     measure = run.aligned_loss
     calls = []
 
-    def poisoned(model: Any, batch: Any) -> Any:
-        losses = measure(model, batch)
+    def poisoned(*given: Any) -> Any:
+        losses = measure(*given)
         calls.append(len(calls))
         if len(calls) == 4:
             return losses.__class__(losses.weighted * np.nan, losses.weight, losses.by_segment)
@@ -135,6 +136,25 @@ def test_text_or_rows_too_short_are_said_before_the_model_loads(
             a_recipe(**{"rows.kinds.1.terminal.recall": {"quotes": 9}}), model=str(tiny),
             documents=documents, target=TARGET, out=tmp_path / "rows",
         )  # fmt: skip
+
+
+def test_a_run_that_its_base_teaches_stays_nearer_to_it(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path
+) -> None:
+    def divergence(prefix_loss: str) -> float:
+        """Nats a token between the trained model and the base on a text inside the window."""
+        chosen = a_recipe(**{"training.prefix_loss": prefix_loss, "training.learning_rate": 3e-3})
+        run.train(
+            chosen, model=str(tiny), documents=documents, target=TARGET, out=tmp_path / prefix_loss
+        )
+        ids = torch.from_numpy(documents[0][:100]).long()[None]
+        said, told = (
+            AutoModelForCausalLM.from_pretrained(folder)(ids).logits.log_softmax(-1)
+            for folder in (tmp_path / prefix_loss / "model", tiny)
+        )
+        return float((told.exp() * (told - said)).sum(-1).mean().detach())
+
+    assert divergence("base") < 0.8 * divergence("text")
 
 
 def test_gradient_accumulation_gives_the_gradient_of_one_batch(
@@ -182,8 +202,8 @@ def test_a_spike_of_the_loss_is_reported_with_its_rows(
 ) -> None:  # fmt: skip
     measure, calls = run.aligned_loss, []
 
-    def leaping(model: Any, batch: Any) -> Any:
-        losses = measure(model, batch)
+    def leaping(*given: Any) -> Any:
+        losses = measure(*given)
         calls.append(1)
         factor = 5 if len(calls) == 10 else 1
         return losses.__class__(losses.weighted * factor, losses.weight, losses.by_segment)

@@ -30,6 +30,12 @@ def register(app: typer.Typer) -> None:
         factor: str = typer.Option(
             "8", "--factor", help="How many times the window; several with commas."
         ),
+        steps: int | None = typer.Option(
+            None,
+            "--steps",
+            min=1,
+            help="Steps of every arm, in place of 1,200 under PI and 300 under YaRN.",
+        ),
         budget: str = typer.Option(
             "", "--budget", help="Begin no further arm after this time: 30m, 2h, 90s."
         ),
@@ -81,6 +87,9 @@ def register(app: typer.Typer) -> None:
             scalings=tuple(scalings),
             factors=tuple(_factor(word) for word in _words(factor)),
             seeds=tuple(range(first, first + seeds)),
+            regime=lab_arms.Regime()
+            if steps is None
+            else lab_arms.Regime(steps=dict.fromkeys(lab_arms.SCALINGS, steps)),
         )
         console = Console()
 

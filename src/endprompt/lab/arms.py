@@ -24,6 +24,7 @@ STANDARD = (
     "recall-stratified",
     "recall-pose",
     "recall-anchors",
+    "distilled-anchors",
     "recall-continuation",
     "continuation",
     "full",
@@ -45,7 +46,7 @@ class Regime:
 
     base: Base = field(default_factory=Base)
     tokens_per_step: int = 1024
-    steps: dict[str, int] = field(default_factory=lambda: {"pi": 600, "yarn": 300})
+    steps: dict[str, int] = field(default_factory=lambda: {"pi": 1200, "yarn": 300})
     learning_rate: dict[str, float] = field(default_factory=lambda: {"pi": 3e-3, "yarn": 5e-4})
     beta_fast: float = 8.0
     beta_slow: float = 1.0

@@ -21,6 +21,8 @@ from endprompt.study.numbers import PERCENT, Place, Values
 
 SCALING = "pi"
 """The paper's."""
+STEPS = 0.5
+"""Part of the laboratory's steps: studies have many arms."""
 COSTS = {"seconds": "train_seconds", "flops": "flops"}
 
 
@@ -58,7 +60,7 @@ class Laboratory:
         ]
 
     def _group(self, factor: int, tokens: float, recipes: tuple[Recipe, ...]) -> lab.Study:
-        steps = {SCALING: max(1, round(tokens * self._regime.steps[SCALING]))}
+        steps = {SCALING: max(1, round(tokens * STEPS * self._regime.steps[SCALING]))}
         return lab.Study(
             recipes, (SCALING,), (factor,), self._seeds, replace(self._regime, steps=steps)
         )

@@ -40,6 +40,11 @@ def require_cuttable(recipe: Recipe) -> None:
     told = f"cp_size is {ranks_of_a_row()}: a row that is cut among ranks has causal attention, not"
     if recipe.training.attention == "shifted":
         raise TrainingError(f"{told} shifted: set cp_size to 1 or training.attention to full")
+    if recipe.training.prefix_loss == "base":
+        raise TrainingError(
+            f"cp_size is {ranks_of_a_row()}, and the base reads whole rows: set "
+            "cp_size to 1 or training.prefix_loss to text"
+        )
     if recipe.rows.isolate:
         raise TrainingError(f"{told} documents kept apart: set cp_size to 1 or rows.isolate to off")
 

@@ -28,7 +28,7 @@ class Losses:
     weight: Tensor
     """float[], sum of the weights."""
     by_segment: Tensor
-    """float[2, 2], detached: (sum of losses, tokens trained) for PREFIX and TERMINAL."""
+    """float[2, 2], detached: (sum of cross-entropies, tokens trained) for PREFIX and TERMINAL."""
 
 
 def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
@@ -58,31 +58,58 @@ def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return columns | {name: F.pad(each_BT[:, 1:], (0, 1)) for name, each_BT in of_token.items()}
 
 
-def aligned_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
-    """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them."""
+def aligned_loss(
+    model: nn.Module, batch: dict[str, Tensor], teacher: nn.Module | None = None
+) -> Losses:
+    """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
+
+    teacher  the base as it was: prefix tokens are held to what it says of the row at contiguous
+             positions (Kullback-Leibler divergence, Hinton et al. 2015), in place of the text
+    """
     weights_BT = batch["label_weights"]
     trained_BT = weights_BT > 0
     kinds_N2 = torch.stack([batch["label_segments"].to(weights_BT), weights_BT], -1)[trained_BT]
     kinds_G2, group_N, counts_G = torch.unique(
         kinds_N2, dim=0, return_inverse=True, return_counts=True
     )
-    sums_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2))
+    told_BTH = None if teacher is None else what_is_told(teacher, batch)
+    sums_G, plain_G = _losses_inside(
+        model, batch, trained_BT, group_N, len(kinds_G2), teacher, told_BTH
+    )
     segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
     with torch.no_grad():
         by_segment = torch.stack(
             [
-                torch.stack([part_G[segments_G == segment].sum() for part_G in (sums_G, counts_G)])
+                torch.stack([part_G[segments_G == segment].sum() for part_G in (plain_G, counts_G)])
                 for segment in (PREFIX, TERMINAL)
             ]
         )
     return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment)
 
 
-def _losses_inside(
-    model: nn.Module, batch: dict[str, Tensor], trained_BT: Tensor, group_N: Tensor, groups: int
-) -> Tensor:
-    """Sums float[G] of the trained tokens' losses, made where the model's forward calls its head.
+def what_is_told(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states [B, T, H] that the base's head makes logits of; it reads rows without jumps.
 
+    What a family puts on its logits is on them already.
+    """
+    positions_T = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    contiguous = batch | {"position_ids": positions_T.expand_as(batch["input_ids"])}
+    with torch.no_grad():
+        return hidden_states(teacher, contiguous)[0]
+
+
+def _losses_inside(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    trained_BT: Tensor,
+    group_N: Tensor,
+    groups: int,
+    teacher: nn.Module | None,
+    told_BTH: Tensor | None,
+) -> Tensor:
+    """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
+
+    First of what is trained, then of cross-entropies, which are the same without a teacher.
     DDP, FSDP and ZeRO look after a weight inside the forward of the module that owns it and
     nowhere else: DDP reduces what is used outside twice, FSDP and ZeRO have it in parts.
     """
@@ -94,10 +121,25 @@ def _losses_inside(
 
         def losses(hidden_BTH: Tensor) -> Tensor:
             hidden_NH = hidden_BTH[trained_BT]
-            if scale == 1:
-                return group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
+            if scale != 1:
+                hidden_NH = hidden_NH * scale
+            if teacher is None or told_BTH is None:
+                sums_G = group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
+                found_2G = torch.stack([sums_G, sums_G.detach()])
+            else:
+                knows: Any = teacher
+                taught_2N = taught_losses(
+                    hidden_NH,
+                    head,
+                    labels_N,
+                    cap,
+                    told_BTH[trained_BT],
+                    knows.get_output_embeddings(),
+                    batch["label_segments"][trained_BT] == PREFIX,
+                )
+                found_2G = taught_2N.new_zeros(2, groups).index_add(1, group_N, taught_2N)
             # the family scales what its head gives, and here that is losses
-            return group_losses(hidden_NH * scale, head, labels_N, cap, group_N, groups) / scale
+            return found_2G if scale == 1 else found_2G / scale
 
         with _forward_of(head, losses):
             return _call(model, batch)
@@ -157,11 +199,44 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
         return _cross_entropy(hidden_NH, head, labels_N, "none")
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = F.linear(hidden, head.weight, head.bias).float()  # the head itself is replaced
-        return F.cross_entropy(cap * torch.tanh(logits / cap), labels, reduction="none")
+        return F.cross_entropy(_logits(hidden, head, cap), labels, reduction="none")
 
     pairs = zip(hidden_NH.split(CHUNK_TOKENS), labels_N.split(CHUNK_TOKENS), strict=True)
     return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
+
+
+def taught_losses(
+    hidden_NH: Tensor,
+    head: nn.Linear,
+    labels_N: Tensor,
+    cap: float | None,
+    told_NH: Tensor,
+    told_head: nn.Linear,
+    prefix_N: Tensor,
+) -> Tensor:
+    """float[2, N]: what is trained of each token, and its cross-entropy in nats, detached.
+
+    told_NH, told_head  the base's hidden states and head
+    prefix_N            bool, tokens that are held to what the base says
+    """
+
+    def of_chunk(hidden: Tensor, labels: Tensor, told: Tensor, prefix: Tensor) -> Tensor:
+        said = _logits(hidden, head, cap).log_softmax(-1)
+        plain = F.nll_loss(said, labels, reduction="none")
+        with torch.no_grad():
+            known = _logits(told, told_head, cap).log_softmax(-1)
+        apart = F.kl_div(said, known, reduction="none", log_target=True).sum(-1)
+        return torch.stack([torch.where(prefix, apart, plain), plain.detach()])
+
+    columns = (hidden_NH, labels_N, told_NH, prefix_N)
+    chunks = zip(*(column.split(CHUNK_TOKENS) for column in columns), strict=True)
+    return torch.cat([checkpoint(of_chunk, *each, use_reentrant=False) for each in chunks], dim=1)
+
+
+def _logits(hidden_NH: Tensor, head: nn.Linear, cap: float | None) -> Tensor:
+    """float32[N, V] in spite of a head that is replaced for the time being."""
+    logits_NV = F.linear(hidden_NH, head.weight, head.bias).float()
+    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
 
 def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reduction: str) -> Tensor:

@@ -126,6 +126,10 @@ def train(
         whole=bool(training.gradient_checkpointing),
         tokens=batches[0] * amounts.row_tokens,
     )
+    teacher = None
+    if training.prefix_loss == "base":
+        dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
+        teacher = models.load(model, models.load_config(model), dtype=dtype)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -138,6 +142,7 @@ def train(
             train_dataset=rows,
             data_collator=collate,
             callbacks=[MarkComplete(resumed), _Report(progress), *callbacks],
+            teacher=teacher,
             row_tokens=amounts.row_tokens,
             row_flops=recipe.row_flops(flops.read(config), False),
         )
@@ -193,13 +198,17 @@ def train(
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
+    teacher                the base, where prefix tokens are held to what it says
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, row_tokens: int, row_flops: float, **arguments: Any) -> None:
+    def __init__(
+        self, *, teacher: Any, row_tokens: int, row_flops: float, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
+        self._teacher = teacher and teacher.to(self.args.device).eval().requires_grad_(False)
         self._row_tokens, self._row_flops = row_tokens, row_flops
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
         self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
@@ -271,7 +280,7 @@ class RowTrainer(Trainer):
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
         self._segments = inputs["label_segments"]
         try:
-            losses = aligned_loss(model, inputs)
+            losses = aligned_loss(model, inputs, self._teacher)
         finally:
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
