@@ -3,8 +3,6 @@
     python benchmarks/anchors/beyond_recipes.py [--seeds 3] [--out runs/beyond]
 
 - `staged`: plain short rows for half of the steps, then anchors;
-- `distilled`: on the prefix the model learns what the base would say of the row at contiguous
-  positions, in place of the text itself;
 - `reworded`: a quarter of the tokens by which a quote is asked for are others.
 
 Each changes one function while an arm runs; all else is the laboratory's. Bases 0, 1, ... are
@@ -24,22 +22,20 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from endprompt import cues, embedded, record
-from endprompt.data.rows import PREFIX, TERMINAL, RowSource
+from endprompt.data.rows import RowSource
 from endprompt.lab import arms, study
 from endprompt.lab import model as bases
 from endprompt.recipe import Kind
 from endprompt.report import lab_summary
-from endprompt.train import loss, run
-from endprompt.train import model as models
 
 REPLACED = 0.25
+OTHERS = ("untrained", "pose", "recall-anchors", "distilled-anchors")
 
 
 @contextlib.contextmanager
-def staged(_: Path, rows: int) -> Generator[None]:
+def staged(rows: int) -> Generator[None]:
     """The first half of a run's rows are plain."""
     drawn = RowSource.kind
 
@@ -51,38 +47,7 @@ def staged(_: Path, rows: int) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def distilled(base: Path, _: int) -> Generator[None]:
-    """Kullback-Leibler divergence from the base on the prefix, cross-entropy on answers."""
-    teacher = models.load(str(base), models.load_config(str(base))).eval()
-
-    def aligned_loss(model: Any, batch: dict[str, torch.Tensor]) -> loss.Losses:
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            told_BTV = teacher(**inputs, use_cache=False).logits.log_softmax(-1)
-        logits_BTV = model(**inputs, position_ids=batch["position_ids"], use_cache=False).logits
-        said_BTV = logits_BTV.log_softmax(-1)
-        plain_BT = F.nll_loss(said_BTV.transpose(1, 2), batch["labels"], reduction="none")
-        far_BT = (told_BTV.exp() * (told_BTV - said_BTV)).sum(-1)
-        weights_BT, prefix_BT = batch["label_weights"], batch["label_segments"] == PREFIX
-        losses_BT = torch.where(prefix_BT, far_BT, plain_BT)
-        trained_BT = weights_BT > 0
-        parts = [
-            trained_BT & (prefix_BT if segment == PREFIX else ~prefix_BT)
-            for segment in (PREFIX, TERMINAL)
-        ]
-        by_segment = [
-            torch.stack([plain_BT[part].sum().detach(), part.sum().float()]) for part in parts
-        ]
-        return loss.Losses(
-            (weights_BT * losses_BT).sum(), weights_BT.sum(), torch.stack(by_segment)
-        )
-
-    with mock.patch.object(run, "aligned_loss", aligned_loss):
-        yield
-
-
-@contextlib.contextmanager
-def reworded(_: Path, __: int) -> Generator[None]:
+def reworded(_: int) -> Generator[None]:
     """Some tokens of a quote's beginning give way to others of the same row's questions."""
     join = cues._segment
 
@@ -101,9 +66,8 @@ def reworded(_: Path, __: int) -> Generator[None]:
         yield
 
 
-CHANGES: dict[str, Callable[[Path, int], contextlib.AbstractContextManager[None]]] = {
+CHANGES: dict[str, Callable[[int], contextlib.AbstractContextManager[None]]] = {
     "staged": staged,
-    "distilled": distilled,
     "reworded": reworded,
 }
 
@@ -122,11 +86,11 @@ def do(name: str, scaling: str, seed: int, out: Path) -> None:
     if name in ("none", "untrained"):
         recipe = arms.untrained(scaling if name == "untrained" else name)
     else:
-        loaded = arms.load("pose" if name == "pose" else "recall-anchors")
+        loaded = arms.load("recall-anchors" if name in CHANGES else name)
         recipe = arms.adapt(loaded, regime, scaling, factor=8, seed=seed)
-    arm = study.Arm(recipe, scaling if name != "none" else "none", 8, seed)
+    arm = study.Arm(recipe, scaling, 8, seed)
     rows = recipe.amounts.rows if recipe.trained else 0
-    with CHANGES[name](base, rows) if name in CHANGES else contextlib.nullcontext():
+    with CHANGES[name](rows) if name in CHANGES else contextlib.nullcontext():
         found = study.measure(regime, arm, base)
     record.write_json(path, found | {"arm": name if recipe.trained else found["arm"]})
     print(f"{name}, {scaling}, base {seed}", flush=True)
@@ -165,8 +129,8 @@ def main() -> None:
     jobs = [
         (name, scaling, seed, given.out)
         for seed in range(given.seeds)
-        for scaling in given.scaling.split(",")
-        for name in ("none", "untrained", "pose", "recall-anchors", *CHANGES)
+        for scaling in ("none", *given.scaling.split(","))
+        for name in (("none",) if scaling == "none" else (*OTHERS, *CHANGES))
     ]
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         pool.starmap(do, jobs, chunksize=1)
