@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import shutil
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -152,7 +153,8 @@ def library_sources(folder: Path) -> Path:
 
 
 def become_worker(threads: int) -> None:
-    """No chatter, and a share of the cores."""
+    """No chatter, a share of the cores, and an end when the parent ends, however it does."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
@@ -160,6 +162,14 @@ def become_worker(threads: int) -> None:
 
     torch.set_num_threads(threads)
     quiet()
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, then end at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run(job: Job, setting: Setting, work: Path) -> float:
