@@ -10,7 +10,7 @@ file in `--work` and is not done again; after `--budget` seconds no further one 
 one seed come before the next seed, so that what is there is a table at any time.
 
 Differences are paired; their intervals are a bootstrap over the seeds and the questions of every
-text. What is written holds means a run, not every answer.
+text.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def paired(one: Values, other: Values, measure: str, length: int) -> list[float]
 
 
 def summary(found: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
-    """Means, intervals, and differences of every arm to every other one at every length."""
+    """Answers of every run, and differences of every arm to every other one at every length."""
     names = list(dict.fromkeys(one["arm"] for one in found))
     arms: dict[str, Any] = {}
     for name in names:
@@ -299,7 +299,7 @@ def summary(found: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
                     "seed": seed,
                     **{
                         measure: {
-                            str(length): round(float(at(one, measure, length).mean()), 4)
+                            str(length): at(one, measure, length).round(3).tolist()
                             for length in setting.lengths
                         }
                         for measure in ("losses", *MEASURES)
@@ -338,7 +338,7 @@ def table(told: dict[str, Any]) -> str:
     lines.append("| --- " * (6 + len(rivals)) + "|")
     for name, arm in arms.items():
         means = [
-            np.mean([one[measure][target] for one in arm["runs"]])
+            np.mean([np.mean(one[measure][target]) for one in arm["runs"]])
             for measure in ("losses", *MEASURES)
         ]
         gaps = [arm["minus"].get(rival, {}).get("needles", {}).get(target) for rival in rivals]
