@@ -163,8 +163,15 @@ def main() -> None:
                 f"{time.perf_counter() - began:.0f} s",
                 flush=True,
             )
+            write(given.out, given.shape or Path(model).name, given.to, rows)
+    for one in ratios(rows):
+        print("{what}: time {time:.2f} (paper {paper_time}), memory {memory:.2f}".format(**one))
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every other case over every case of `endprompt`."""
     short = [row for row in rows if row["method"] == "endprompt"]
-    ratios = [
+    return [
         {
             "what": f"{row['method']} at {row['row_tokens']:,} / endprompt at "
             f"{base['rows_per_step']} x {base['row_tokens']:,}",
@@ -176,12 +183,14 @@ def main() -> None:
         if row["method"] != "endprompt"
         for base in short
     ]
-    for one in ratios:
-        print("{what}: time {time:.2f} (paper {paper_time}), memory {memory:.2f}".format(**one))
-    everything = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    name = given.shape or Path(model).name
-    everything[name] = {**record.provenance(), "to": given.to, "rows": rows, "ratios": ratios}
-    record.write_json(given.out, everything)
+
+
+def write(out: Path, name: str, target: str, rows: list[dict[str, Any]]) -> None:
+    """The record of what was measured so far."""
+    everything = json.loads(out.read_text()) if out.is_file() else {}
+    found = {"to": target, "rows": rows, "ratios": ratios(rows)}
+    everything[name] = {**record.provenance(), **found}
+    record.write_json(out, everything)
 
 
 if __name__ == "__main__":

@@ -148,11 +148,11 @@ def test_every_recipe_takes_a_step(name: str, tiny: Any, tmp_path: Any) -> None:
 
     from endprompt.train.run import train
 
-    target, recipe = 2048, recipes.load(name)
+    window, target, recipe = 128, 2048, recipes.load(name)
     changes: dict[str, Any] = {"training.learning_rate": 1e-2, "training.warmup_steps": 0}
     if recipe.rows.tokens == "auto":
-        changes["rows.tokens"] = 1536  # a token a letter makes long cues
-    resolved = recipe.replace(changes).resolve(window=128, target=target, gpu=False)
+        window = changes["rows.tokens"] = 1536  # a token a letter makes long cues
+    resolved = recipe.replace(changes).resolve(window=window, target=target, gpu=False)
     resolved = resolved.replace({"training.tokens": resolved.training.tokens_per_step})
     done = train(
         resolved, model=str(tiny), documents=Text(9000), target=target, out=tmp_path / "run"
