@@ -212,11 +212,12 @@ def groups(results: Sequence[Result]) -> list[Group]:
 
 
 VERDICTS = {1: "better", 0: "no better", -1: "worse"}
+UNDECIDED = "one base, undecided"
 
 
 def verdict(gap: Estimate) -> str:
     """`better` and `worse` only where the interval leaves zero out."""
-    return "one base: undecided" if gap.low is None else VERDICTS[gap.sign]
+    return UNDECIDED if gap.low is None else VERDICTS[gap.sign]
 
 
 def sentences(group: Group) -> list[str]:
@@ -230,11 +231,12 @@ def sentences(group: Group) -> list[str]:
             gap = between(arm, other, group.target)
             if arm.name != other.name and arm.trained and gap is not None:
                 words.setdefault(verdict(gap), []).append(f"{arm.name} ({written(gap)})")
-        for found in (*VERDICTS.values(), "one base: undecided"):
+        for found in (*VERDICTS.values(), UNDECIDED):
             if found in words:
                 note = ", the interval holds zero" if found == "no better" else ""
+                beside = "beside" if found == UNDECIDED else "than"
                 said.append(
-                    f"{found.capitalize()} than {title} at {group.target:,} tokens{note}: "
+                    f"{found.capitalize()} {beside} {title} at {group.target:,} tokens{note}: "
                     f"{'; '.join(words[found])}."
                 )
     trained = [arm for arm in group.arms if arm.trained]
