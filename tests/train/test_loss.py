@@ -125,6 +125,7 @@ def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
         models.append(AutoModelForCausalLM.from_config(config))
     model, base = models
     batch = a_batch()
+    batch["position_ids"][:, 12:] += 300  # the prefix jumps too, and the base must not see it
     contiguous = batch | {"position_ids": torch.arange(40).repeat(2, 1)}
 
     def says(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -72,10 +72,7 @@ def aligned_loss(
     kinds_G2, group_N, counts_G = torch.unique(
         kinds_N2, dim=0, return_inverse=True, return_counts=True
     )
-    told_BTH = None if teacher is None else what_is_told(teacher, batch)
-    sums_G, plain_G = _losses_inside(
-        model, batch, trained_BT, group_N, len(kinds_G2), teacher, told_BTH
-    )
+    sums_G, plain_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2), teacher)
     segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
     with torch.no_grad():
         by_segment = torch.stack(
@@ -104,8 +101,7 @@ def _losses_inside(
     trained_BT: Tensor,
     group_N: Tensor,
     groups: int,
-    teacher: nn.Module | None,
-    told_BTH: Tensor | None,
+    teacher: Any,
 ) -> Tensor:
     """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
 
@@ -117,24 +113,24 @@ def _losses_inside(
     head = bare.get_output_embeddings()
     labels_N = batch["labels"][trained_BT]
     scale = _logit_scale(bare.config)
+    told_NH = None if teacher is None else what_is_told(teacher, batch)[trained_BT]
     with _without_logit_changes(bare.config) as cap:
 
         def losses(hidden_BTH: Tensor) -> Tensor:
             hidden_NH = hidden_BTH[trained_BT]
             if scale != 1:
                 hidden_NH = hidden_NH * scale
-            if teacher is None or told_BTH is None:
+            if told_NH is None:
                 sums_G = group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
                 found_2G = torch.stack([sums_G, sums_G.detach()])
             else:
-                knows: Any = teacher
                 taught_2N = taught_losses(
                     hidden_NH,
                     head,
                     labels_N,
                     cap,
-                    told_BTH[trained_BT],
-                    knows.get_output_embeddings(),
+                    told_NH,
+                    teacher.get_output_embeddings(),
                     batch["label_segments"][trained_BT] == PREFIX,
                 )
                 found_2G = taught_2N.new_zeros(2, groups).index_add(1, group_N, taught_2N)
