@@ -19,11 +19,14 @@ from typing import Any
 import torch
 import train_step
 
-from endprompt import embedded, flops, plan, record, rope
 from endprompt import recipe as recipes
-from endprompt.memory import GIB, train_memory_bytes
+from endprompt import rope
+from endprompt.cost import flops, plan
+from endprompt.cost.memory import GIB, train_memory_bytes
+from endprompt.io import files, provenance
+from endprompt.models import embedded
+from endprompt.models.checkpoint import load_config
 from endprompt.train.calibration import ATTENTION_TOKENS, attention_speed
-from endprompt.train.model import load_config
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 CASES = (
@@ -119,7 +122,7 @@ def main() -> None:
         paper = {"memory": plan.PAPER["memory_gb"]["full"] / plan.PAPER["memory_gb"]["endprompt"]}
         found = {"threads": 1, "attention_flops_per_second": speed, "rows": rows,
                  "ratios": ratios(rows), "paper": paper, "measured": measured}  # fmt: skip
-        record.write_json(given.out, {**record.provenance(), **found})
+        files.write_json(given.out, {**provenance.provenance(), **found})
     for row in rows:
         off = "" if abs(row["time_error"]) <= TIME_BOUND else "  time is off by more than 20 %"
         off += "" if abs(row["memory_error"]) <= MEMORY_BOUND else "  memory is off by over 15 %"

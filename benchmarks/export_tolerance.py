@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import record
 from endprompt.export.reference import LIKELIEST, logits_at, read
-from endprompt.train import model as models
+from endprompt.io import files, provenance
+from endprompt.models import checkpoint as models
 
 EVERY = 64
 
@@ -64,7 +64,7 @@ def main() -> None:
     given = parser.parse_args()
     results = [measure(folder) for folder in given.folders]
     if given.json:
-        record.write_json(given.json, {"versions": record.versions(), "results": results})
+        files.write_json(given.json, {"versions": provenance.versions(), "results": results})
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ import torch
 import train_step
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from endprompt import embedded, flops, plan, quantities, record, rope
 from endprompt import recipe as recipes
-from endprompt.memory import train_memory_bytes
-from endprompt.train import model as models
+from endprompt import rope, units
+from endprompt.cost import flops, plan
+from endprompt.cost.memory import train_memory_bytes
+from endprompt.io import files, provenance
+from endprompt.models import checkpoint as models
+from endprompt.models import embedded
 from endprompt.train.run import train
 
 RESULTS = Path(__file__).parent / "results" / "gpu_cost.json"
@@ -77,7 +80,7 @@ def random_model(shape: str, tokenizer: Any, folder: Path) -> str:
 def measure(case: str, model: str, target: int) -> dict[str, Any]:
     """Milliseconds a token and peak memory of one case in this process, and the plan's."""
     method, size, *more = case.split(":")
-    tokens, rows = quantities.tokens(size), int(more[0]) if more else 1
+    tokens, rows = units.tokens(size), int(more[0]) if more else 1
     recipe = recipes.load(method).replace(
         {"rows.tokens": tokens, "training.tokens_per_step": rows * tokens,
          "training.tokens": (STEPS + 1) * rows * tokens, "training.save_steps": 10**6}
@@ -113,7 +116,7 @@ def measure(case: str, model: str, target: int) -> dict[str, Any]:
         "seconds": [round(each, 4) for each in seconds],
         "ms_per_token": 1e3 * best / tokens,
         "memory_bytes": held,
-        "share_of_peak": recipe.row_flops(decoder, False) / best / where.device.peak,
+        "share_of_peak": flops.row(recipe, decoder, False).total / best / where.device.peak,
         "planned_ms_per_token": 1e3 * planned / tokens,
         "planned_memory_bytes": memory,
         "time_error": planned / best - 1,
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.one, given.model, quantities.tokens(given.to))))
+        print(json.dumps(measure(given.one, given.model, units.tokens(given.to))))
         return
     if not torch.cuda.is_available():
         raise SystemExit("no GPU: benchmarks/cost.py measures on a CPU")
@@ -189,8 +192,8 @@ def write(out: Path, name: str, target: str, rows: list[dict[str, Any]]) -> None
     """The record of what was measured so far."""
     everything = json.loads(out.read_text()) if out.is_file() else {}
     found = {"to": target, "rows": rows, "ratios": ratios(rows)}
-    everything[name] = {**record.provenance(), **found}
-    record.write_json(out, everything)
+    everything[name] = {**provenance.provenance(), **found}
+    files.write_json(out, everything)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from typing import Any
 import gguf
 import numpy as np
 
-from endprompt import record
 from endprompt.errors import EndPromptError, RopeError
 from endprompt.export.engines import obstacle
 from endprompt.export.reference import read
 from endprompt.export.verify import compared, side_by_side
+from endprompt.io import files, provenance
 
 TOLERANCE = 0.1
 BLOCK = {
@@ -213,9 +213,9 @@ def main() -> int:
         for each in results[-1]["likeliest_token"]:
             print(*each.values(), sep="  ", flush=True)
     if given.json:
-        versions = record.versions() | {"llama-cpp-python": llama_cpp.__version__}
+        versions = provenance.versions() | {"llama-cpp-python": llama_cpp.__version__}
         said = {"versions": versions, "threads": given.threads, "tolerance_nats": TOLERANCE}
-        record.write_json(given.json, said | {"results": results})
+        files.write_json(given.json, said | {"results": results})
     return int(not all(check["passed"] for each in results for check in each["checks"]))
 
 

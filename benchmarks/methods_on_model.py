@@ -31,8 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import embedded, quantities, record
 from endprompt import recipe as recipes
+from endprompt import units
+from endprompt.io import claims, files, provenance
+from endprompt.models import embedded
 
 RESULTS = Path(__file__).parent / "results" / "methods_smollm2.json"
 ARMS = (
@@ -108,8 +110,8 @@ def recipe_of(job: Job, setting: Setting) -> recipes.Recipe:
     if job.seed is None:
         recipe = recipe.untrained()
     recipe = recipe.replace(shared)
+    from endprompt.models.checkpoint import load_config
     from endprompt.rope import read_base
-    from endprompt.train.model import load_config
 
     window = read_base(load_config(setting.model)).window
     gpu = torch.cuda.is_available()
@@ -121,9 +123,9 @@ def prepare_text(text: str, setting: Setting, folder: Path) -> None:
     from endprompt.data import holdout
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
+    from endprompt.data.prepared import open_documents
     from endprompt.data.sources import open_source
-    from endprompt.data.tokens import TokenDocuments
-    from endprompt.train.model import load_tokenizer
+    from endprompt.models.checkpoint import load_tokenizer
 
     if (folder / holdout.FILE).is_file():
         return
@@ -135,7 +137,7 @@ def prepare_text(text: str, setting: Setting, folder: Path) -> None:
     tokenizer = load_tokenizer(setting.model)
     prepare([Weighted(open_source(source))], tokenizer, folder)
     found = holdout.split(
-        TokenDocuments.open(folder, tokenizer=tokenizer),
+        open_documents(folder, tokenizer=tokenizer),
         tokens=max(setting.lengths),
         count=setting.documents,
         row_tokens=setting.target,
@@ -158,7 +160,7 @@ def become_worker(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from endprompt.train.quiet import quiet
+    from endprompt.io.quiet import quiet
 
     torch.set_num_threads(threads)
     quiet()
@@ -179,7 +181,7 @@ def run(job: Job, setting: Setting, work: Path) -> float:
     from endprompt.data import holdout
     from endprompt.eval.engine import Engine
     from endprompt.eval.window import window_check
-    from endprompt.train import model as models
+    from endprompt.models import checkpoint as models
     from endprompt.train.run import train
 
     torch.cuda.empty_cache()  # other arms share the GPU
@@ -215,7 +217,7 @@ def run(job: Job, setting: Setting, work: Path) -> float:
     found["quotes"] = [[e["length"], e["nll"]] for e in check["quotes"]]
     found["texts"] = check["texts"]
     found["seconds"] = {"train": trained - began, "check": time.perf_counter() - trained}
-    record.write_json(job.file(work), found)
+    files.write_json(job.file(work), found)
     shutil.rmtree(out, ignore_errors=True)
     return time.perf_counter() - began
 
@@ -371,18 +373,18 @@ def main() -> None:
     given = parser.parse_args()
     setting = Setting(
         model=embedded.resolve(given.model),
-        target=quantities.tokens(given.to),
+        target=units.tokens(given.to),
         scaling=given.scaling,
-        tokens=quantities.tokens(given.tokens),
-        step=quantities.tokens(given.step),
+        tokens=units.tokens(given.tokens),
+        step=units.tokens(given.step),
         rate=given.rate,
-        lengths=tuple(quantities.lengths(given.lengths)),
+        lengths=tuple(units.lengths(given.lengths)),
         documents=given.documents,
         needles=given.needles,
         texts=tuple(given.texts.split(",")),
     )
     told = {**asdict(setting), "texts": None}  # texts may be added
-    record.claim(given.work / "setting.json", told)
+    claims.claim(given.work / "setting.json", told)
     names = {text: Path(text).name for text in setting.texts}
     for text, name in names.items():
         prepare_text(text, setting, given.work / "data" / name)
@@ -394,8 +396,8 @@ def main() -> None:
     print(table(told))
     everything = json.loads(given.out.read_text()) if given.out.is_file() else {}
     name = given.name or f"{given.scaling} {given.to}, {given.tokens} tokens"
-    everything[name] = {**record.provenance(), **told}
-    record.write_json(given.out, everything)
+    everything[name] = {**provenance.provenance(), **told}
+    files.write_json(given.out, everything)
 
 
 if __name__ == "__main__":

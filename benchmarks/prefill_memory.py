@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from endprompt import quantities, record
+from endprompt import units
+from endprompt.io import files, provenance
 
 KINDS = ("base", "engine", "generate", "engine-scored", "logits")
 DECODED = 8
@@ -39,7 +40,7 @@ def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
     ids = np.random.default_rng(0).integers(100, engine.vocabulary, length).tolist()
     small = ids[:64]
     engine.generate(small, 2)
-    base = record.peak_memory_bytes()
+    base = provenance.peak_memory_bytes()
     began, worked = time.perf_counter(), time.process_time()
     found: list[Any] = []
     with torch.inference_mode():
@@ -62,7 +63,7 @@ def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
     return {
         "kind": kind,
         "length": length,
-        "peak_bytes": record.peak_memory_bytes(),
+        "peak_bytes": provenance.peak_memory_bytes(),
         "base_bytes": base,
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - worked,
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    length = quantities.tokens(options.length)
+    length = units.tokens(options.length)
     if options.one:
         print(json.dumps(measure(options.one, options.model, length, options.chunk)))
         return
@@ -111,7 +112,7 @@ def main() -> None:
             work = other["cpu_seconds"] / one["cpu_seconds"]
             print(f"{theirs} / {ours}: {memory:.2f} x the memory above base, {work:.2f} x the CPU")
     if options.out:
-        record.write_json(options.out, {**record.provenance(), "rows": rows})
+        files.write_json(options.out, {**provenance.provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from endprompt import record
+from endprompt.io import files, provenance
 
 MAP_SETTINGS = {  # processes, rows a batch; the tokenizer's own threads where there is one process
     "map, 1000 a batch": ("cores", 1000),
@@ -128,7 +128,7 @@ def child(name: str, corpus: str, tokenizer_folder: str, out: str, words: list[s
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer("warm up")
     run = LEGS[name](corpus, tokenizer, out, words)
-    before = record.peak_memory_bytes()
+    before = provenance.peak_memory_bytes()
     cpu, began = cpu_seconds(), time.perf_counter()
     tokens = run()
     found = {
@@ -136,7 +136,7 @@ def child(name: str, corpus: str, tokenizer_folder: str, out: str, words: list[s
         "cpu_seconds": cpu_seconds() - cpu,
         "tokens": tokens,
         "before": before,
-        "peak": record.peak_memory_bytes(),
+        "peak": provenance.peak_memory_bytes(),
     }
     print(json.dumps(found))
 
@@ -163,11 +163,11 @@ def measure(name: str, corpus: Path, tokenizer: str, cores: int, *words: str) ->
 def rows_per_second(folder: Path, tokenizer: Any) -> dict[str, float]:
     """Tokens a second of making rows and batches, by recipe and length of the row."""
     from endprompt.cues import CueWriter
+    from endprompt.data.prepared import open_documents
     from endprompt.data.rows import RowSource, collate
-    from endprompt.data.tokens import TokenDocuments
     from endprompt.recipe import load
 
-    documents = TokenDocuments.open(folder)
+    documents = open_documents(folder)
     found = {}
     for name in ("endprompt", "recall-pose"):
         for tokens in (1024, 8192):
@@ -209,12 +209,12 @@ def main() -> None:
     parser.add_argument("--memory-mb", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/prepare.json")
     options = parser.parse_args()
-    from endprompt import embedded
+    from endprompt.models import embedded
 
     tokenizer = options.tokenizer or str(embedded.model())
     documents = texts(Path(options.text) if options.text else embedded.text())
     result: dict[str, Any] = {
-        **record.provenance(),
+        **provenance.provenance(),
         "cores": options.cores,
         "text_mb": options.mb,
         "load_average_before": os.getloadavg(),
@@ -268,7 +268,7 @@ def main() -> None:
             name: speed / step for name, speed in result["rows_tokens_per_second"].items()
         }
     result["load_average_after"] = os.getloadavg()
-    record.write_json(options.out, result)
+    files.write_json(options.out, result)
     print(json.dumps(result, indent=2))
 
 

@@ -25,8 +25,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from endprompt import record
 from endprompt.eval.ruler import TASKS, standin
+from endprompt.io import files, provenance
 
 FILES = {
     "essays": "PaulGrahamEssays.json",
@@ -140,9 +140,9 @@ def main() -> None:
         "endprompt_cpu_seconds": ours,
         "ratio": total / ours,
         "cells": cells,
-        **record.provenance(),
+        **provenance.provenance(),
     }
-    record.write_json(options.out / "ruler_generation.json", result)
+    files.write_json(options.out / "ruler_generation.json", result)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import embedded, record
 from endprompt import recipe as recipes
-from endprompt.train.quiet import quiet
+from endprompt.io import files, provenance
+from endprompt.io.quiet import quiet
+from endprompt.models import embedded
 
 STEPS = 6
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
@@ -127,7 +128,7 @@ def main() -> None:
         print(f"{name:18} {'falls' if each['falls'] else 'RISES'}  {each['seconds']:6.1f} s  "
               f"{each['losses']}", flush=True)  # fmt: skip
     if not given.names:
-        record.write_json(RESULTS, {"provenance": record.provenance(), "recipes": found})
+        files.write_json(RESULTS, {"provenance": provenance.provenance(), "recipes": found})
 
 
 if __name__ == "__main__":

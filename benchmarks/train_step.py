@@ -28,7 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from endprompt import embedded, record
+from endprompt.io import files, provenance
+from endprompt.models import embedded
 
 KINDS = ("plain", "ours", "ours-checkpointed", "plain-checkpointed")
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
@@ -88,10 +89,11 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
     """Seconds of a step, peak memory and share of the peak of one kind, in this process."""
     import torch
 
-    from endprompt import flops, rope
     from endprompt import recipe as recipes
-    from endprompt.train import model as models
-    from endprompt.train.quiet import quiet
+    from endprompt import rope
+    from endprompt.cost import flops
+    from endprompt.io.quiet import quiet
+    from endprompt.models import checkpoint as models
 
     quiet()
     torch.set_num_threads(1)
@@ -116,11 +118,11 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
         with contextlib.suppress(Enough):
             run(recipe, model, documents(tokenizer), tokenizer, target, Path(folder),
                 stopwatch(steps, marks), checkpointed)  # fmt: skip
-    memory = record.peak_memory_bytes()
+    memory = provenance.peak_memory_bytes()
     peak = max(peak, peak_flops())
     seconds = [later - before for before, later in itertools.pairwise(marks)]
     seconds = seconds[1:] or seconds
-    work = recipe.row_flops(flops.read(config), False)
+    work = flops.row(recipe, flops.read(config), False).total
     return {
         "kind": kind,
         "row_tokens": tokens,
@@ -150,7 +152,7 @@ def run_plain(
 
     from endprompt.cues import CueWriter
     from endprompt.data.rows import RowSource, collate
-    from endprompt.train import model as models
+    from endprompt.models import checkpoint as models
 
     rows = RowSource(
         text, recipe.rows, CueWriter(tokenizer), target=target, seed=0, count=recipe.amounts.rows
@@ -226,7 +228,7 @@ def main() -> None:
             f"token ({row['time_to_plain']:.2f}), {row['peak_memory_bytes'] / 1e9:5.2f} GB "
             f"({row['memory_to_plain']:.2f}), {row['share_of_peak']:.0%} of the matmul peak"
         )
-    record.write_json(given.out, {**record.provenance(), "method": given.method, "rows": rows,
+    files.write_json(given.out, {**provenance.provenance(), "method": given.method, "rows": rows,
                                   "threads": 1, "measured": found})  # fmt: skip
 
 

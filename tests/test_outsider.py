@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from endprompt import methods, rope
 from endprompt import recipe as recipes
+from endprompt import rope
+from endprompt.analysis import methods
 from endprompt.errors import RecipeError
-from endprompt.train import model as models
+from endprompt.models import checkpoint as models
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 TARGET = 512

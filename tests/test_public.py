@@ -24,9 +24,9 @@ def test_a_name_gives_the_same_thing_twice(name: str) -> None:
 
 
 def test_extend_is_a_function_also_after_its_module_was_imported() -> None:
-    import endprompt.extension
+    import endprompt.extension.run
 
-    assert ep.extend is endprompt.extension.extend
+    assert ep.extend is endprompt.extension.run.extend
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endprompt import flops
 from endprompt import recipe as recipes
+from endprompt.cost import flops
 from endprompt.errors import RecipeError
 from endprompt.recipe import Kind, Recipe
 
@@ -114,10 +114,10 @@ def test_operations_of_a_row_follow_what_trains() -> None:
         recipes.load(name).resolve(window=128, target=512, gpu=False)
         for name in ("full", "longlora")
     )
-    assert full.row_flops(decoder) == flops.training(decoder, 512).total
-    assert full.row_flops(decoder, checkpointing=True) > full.row_flops(decoder)
+    assert flops.row(full, decoder).total == flops.training(decoder, 512).total
+    assert flops.row(full, decoder, checkpointing=True).total > flops.row(full, decoder).total
     assert (
-        longlora.row_flops(decoder)
+        flops.row(longlora, decoder).total
         == flops.training(decoder, 512, trains="lora+", kind="shifted").total
     )
 
@@ -127,7 +127,10 @@ def test_a_base_that_teaches_is_counted_and_reads_no_row_past_its_window() -> No
     taught = recipes.load("distilled-anchors")
     plain = recipes.load("recall-anchors")
     sizes = {"window": 128, "target": 512, "gpu": False}
-    more = taught.resolve(**sizes).row_flops(decoder) - plain.resolve(**sizes).row_flops(decoder)
+    more = (
+        flops.row(taught.resolve(**sizes), decoder).total
+        - flops.row(plain.resolve(**sizes), decoder).total
+    )
     assert more == flops.forward(decoder, 128) + 2 * decoder.head_weights * 128
     with pytest.raises(RecipeError, match="rows of 256 tokens are past the window of 128"):
         taught.replace({"rows.tokens": 256}).resolve(**sizes)

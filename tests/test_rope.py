@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +16,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from endprompt import rope
 from endprompt.errors import RopeError
-
-sys.path.insert(0, str(Path(__file__).parent / "train"))
 from tiny_families import tiny_config
 
 few = settings(max_examples=30, deadline=None)

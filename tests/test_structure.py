@@ -12,46 +12,84 @@ import pytest
 import endprompt
 
 SOURCE = Path(endprompt.__file__).parent
-LAYERS = (
-    {"errors"},
-    {"record", "quantities", "progress", "hub", "plugins"},
-    {"positions", "positions_skips", "rope", "flops", "memory"},
-    {"recipe", "theory"},
-    {"cues", "embedded"},
-    {"data"},
-    {"train", "eval", "plan", "methods"},
-    {"lab", "report"},
-    {"chat", "export"},
-    {"jobs", "outcome", "sft"},
-    {"extension"},
-    {"study"},
-    {"cli"},
-)
-"""A module imports from its own layer's package and from earlier layers only."""
-PLACE = {name: place for place, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ("positions", "rope", "theory", "flops", "recipe", "cues", "errors", "record")
+ROOMS = {
+    "io": "",
+    "models": "io",
+    "cost": "io models",
+    "data": "io models",
+    "train": "io models cost data",
+    "eval": "io models data",
+    "analysis": "io models cost data train",
+    "report": "io",
+    "export": "io models eval report",
+    "chat": "io models eval",
+    "sft": "io models cost data train export",
+    "extension": "io models cost data train eval analysis report",
+    "lab": "io models cost data train eval analysis report",
+    "study": "io models cost data train eval analysis report extension lab",
+}
+"""What each room may import, beside the root. `cli` may import everything."""
+ROOT_MODULES = (
+    "errors", "units", "record", "stats", "plugins", "positions", "distances", "theory", "rope",
+    "recipe", "cues",
+)  # fmt: skip
+"""What a recipe means. These import one another alone, and never torch."""
+WITHOUT_TORCH = tuple(name for name in ROOT_MODULES if (SOURCE / f"{name}.py").is_file())
+
+
+def module_of(path: Path) -> str:
+    """Dotted name inside endprompt: `train.run`, `train` for a room's own file."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package."""
+    return {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level names inside endprompt that a file imports, wherever the import stands."""
+    """Modules inside endprompt that a file imports, wherever the import stands."""
+    known = modules()
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("endprompt"):
-            words = (node.module or "").split(".")
-            names = [words[1]] if len(words) > 1 else [alias.name for alias in node.names]
-            found |= {name for name in names if not name.startswith("__")}
-    return found
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "endprompt":
+            module = ".".join((node.module or "").split(".")[1:])
+            for alias in node.names:
+                name = f"{module}.{alias.name}".lstrip(".")
+                found.add(name if name in known else module)
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found |= {name[10:] for name in names if name.startswith("endprompt.")}
+    return found - {"", "__init__", module_of(path)}
 
 
 def backward(path: Path) -> list[str]:
-    """Imports of a file that go against the layers."""
-    here = path.relative_to(SOURCE).with_suffix("").parts[0]
+    """Imports of a file that go against the order of the rooms."""
+    here = module_of(path).split(".")[0]
+    if here in ("cli", "__main__", "__init__"):
+        return []
+    allowed = (*ROOMS.get(here, "").split(), *ROOT_MODULES, here)
+    return sorted(
+        f"{module_of(path)} imports {name}"
+        for name in imports(path)
+        if name.split(".")[0] not in allowed
+    )
+
+
+def circles() -> list[str]:
+    """Modules that import each other, directly or through others."""
+    arrows = {name: imports(path) for name, path in modules().items()}
     found = []
-    for name in sorted(imports(path) - {here}):
-        if PLACE.get(name, -1) == PLACE[here] and PLACE[here] >= PLACE["train"]:
-            found.append(f"{here} imports its peer {name}")
-        elif PLACE.get(name, 99) > PLACE[here]:
-            found.append(f"{here} imports {name}, which stands above it")
+    for start in arrows:
+        reached: set[str] = set()
+        todo = [start]
+        while todo:
+            for name in arrows.get(todo.pop(), ()):
+                if name not in reached:
+                    reached.add(name)
+                    todo.append(name)
+        if start in reached:
+            found.append(start)
     return found
 
 
@@ -63,13 +101,31 @@ def test_imports_go_one_way(path: Path) -> None:
     assert backward(path) == []
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles() == []
+
+
+def test_every_module_is_in_a_room() -> None:
+    known = {*ROOMS, *ROOT_MODULES, "cli", "__main__", "__init__"}
+    assert {name.split(".")[0] or "__init__" for name in modules()} <= known
+
+
+def test_tests_mirror_the_rooms() -> None:
+    tests = Path(__file__).parent
+    folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
+    assert folders <= {*ROOMS, "cli"}
+
+
 def test_the_check_of_imports_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
-    (tmp_path / "rope.py").write_text("from endprompt import train\n")
-    assert backward(tmp_path / "rope.py") == ["rope imports train, which stands above it"]
     (tmp_path / "train").mkdir()
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "rope.py").write_text("from endprompt.train import run\n")
     (tmp_path / "train" / "run.py").write_text("def f():\n    from endprompt.eval import engine\n")
-    assert backward(tmp_path / "train" / "run.py") == ["train imports its peer eval"]
+    (tmp_path / "eval" / "engine.py").write_text("from endprompt import rope\n")
+    assert backward(tmp_path / "rope.py") == ["rope imports train.run"]
+    assert backward(tmp_path / "train" / "run.py") == ["train.run imports eval.engine"]
+    assert circles() == ["eval.engine", "rope", "train.run"]
 
 
 def loaded(program: str) -> set[str]:
@@ -81,9 +137,7 @@ def loaded(program: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in WITHOUT_TORCH if (SOURCE / f"{name}.py").is_file()]
-)
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_light_modules_do_not_load_torch(module: str) -> None:
     assert not loaded(f"import endprompt.{module}") & {"torch", "transformers", "datasets"}
 

@@ -23,12 +23,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from endprompt import cues, embedded, record
+from endprompt import cues
 from endprompt.data.rows import RowSource
-from endprompt.lab import arms, study
+from endprompt.io import files
+from endprompt.lab import arms, study, summary
 from endprompt.lab import model as bases
+from endprompt.models import embedded
 from endprompt.recipe import Kind
-from endprompt.report import lab_summary
 
 REPLACED = 0.25
 OTHERS = ("untrained", "pose", "recall-anchors", "distilled-anchors")
@@ -74,7 +75,7 @@ CHANGES: dict[str, Callable[[int], contextlib.AbstractContextManager[None]]] = {
 
 def do(name: str, scaling: str, seed: int, out: Path) -> None:
     """One arm, unless its result is there."""
-    from endprompt.train.quiet import quiet
+    from endprompt.io.quiet import quiet
 
     torch.set_num_threads(1)
     quiet()
@@ -92,22 +93,22 @@ def do(name: str, scaling: str, seed: int, out: Path) -> None:
     rows = recipe.amounts.rows if recipe.trained else 0
     with CHANGES[name](rows) if name in CHANGES else contextlib.nullcontext():
         found = study.measure(regime, arm, base)
-    record.write_json(path, found | {"arm": name if recipe.trained else found["arm"]})
+    files.write_json(path, found | {"arm": name if recipe.trained else found["arm"]})
     print(f"{name}, {scaling}, base {seed}", flush=True)
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Answers right at the target, differences to `recall-anchors` and PoSE, loss."""
     lines = ["| rows | right | less recall-anchors | less PoSE | loss |", "| --- " * 5 + "|"]
-    for group in lab_summary.groups(results):
+    for group in summary.groups(results):
         own, pose = group.find("recall-anchors"), group.find("pose")
         for one in group.arms:
             if not one.trained:
                 continue
-            right = lab_summary.estimate(one.scores(group.target)).mean
+            right = summary.estimate(one.scores(group.target)).mean
             gaps = [
                 "" if other is None or other.name == one.name
-                else lab_summary.written(lab_summary.between(one, other, group.target))
+                else summary.written(summary.between(one, other, group.target))
                 for other in (own, pose)
             ]  # fmt: skip
             loss_ = one.loss(group.target).mean()

@@ -16,7 +16,7 @@ _PUBLIC = {
     "RowSource": "data.rows",
     "anchor": "positions",
     "collate": "data.rows",
-    "extend": "extension",
+    "extend": "extension.run",
     "load_recipe": "recipe:load",
     "positions": "",
     "rope": "",

@@ -1,7 +1,7 @@
 """`python -m endprompt` and `torchrun -m endprompt`."""
 
 from endprompt.cli import main
-from endprompt.jobs import end_with_parent
+from endprompt.io.jobs import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import flops, plugins
+from endprompt import plugins
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -195,7 +195,7 @@ class Training(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
 
     def memory(self, **changes: Any) -> dict[str, Any]:
-        """What `endprompt.memory` asks of a resolved recipe, some of it changed."""
+        """What `endprompt.cost.memory` asks of a resolved recipe, some of it changed."""
         return {
             "trains": self.trains,
             "lora_rank": self.lora_rank,
@@ -355,31 +355,6 @@ class Recipe(Settings):
         save = self.training.save_steps
         assert isinstance(save, int), "amounts are resolved first"
         return Amounts(row, step // row, total // step, save)
-
-    def row_flops(self, decoder: flops.Decoder, checkpointing: bool | None = None) -> float:
-        """Operations of training on one row, of both kinds."""
-        return self.row_operations(decoder, checkpointing).total
-
-    def row_operations(
-        self, decoder: flops.Decoder, checkpointing: bool | None = None
-    ) -> flops.Operations:
-        """Operations of training on one row of a resolved recipe.
-
-        checkpointing  None: as the recipe has it
-        """
-        training = self.training
-        if checkpointing is None:
-            checkpointing = bool(training.gradient_checkpointing)
-        return flops.training(
-            decoder,
-            self.amounts.row_tokens,
-            trains=training.trains,
-            kind=training.attention,
-            groups=training.attention_groups,
-            lora_rank=training.lora_rank,
-            checkpointing=checkpointing,
-            taught=training.prefix_loss == "base",
-        )
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
         rows = self.rows.model_copy(update={"kinds": kinds})

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from endprompt import recipe as recipes
-from endprompt import record
 from endprompt.cli.app import run
 from endprompt.data import holdout
 from endprompt.data.mixture import Weighted
 from endprompt.data.prepare import prepare
+from endprompt.data.prepared import open_documents
 from endprompt.data.sources import open_source
-from endprompt.data.tokens import TokenDocuments
-from endprompt.train import model as models
+from endprompt.io import files, provenance
+from endprompt.models import checkpoint as models
 
 
 def a_run(folder: Path, tiny: Path, text: Path, method: str) -> Path:
@@ -34,14 +34,14 @@ def a_run(folder: Path, tiny: Path, text: Path, method: str) -> Path:
             layer.self_attn.q_proj.weight.mul_(0.0)
     network.save_pretrained(folder / "arms" / chosen.name / "model")
     prepare([Weighted(open_source(str(text)))], tokenizer, folder / "data")
-    documents = TokenDocuments.open(folder / "data", tokenizer=tokenizer)
+    documents = open_documents(folder / "data", tokenizer=tokenizer)
     split = holdout.split(documents, tokens=128, count=1, row_tokens=64)
     holdout.save(folder / "data", split)
     curve = [{"step": n, "terminal_loss": 4.0 / n, "prefix_loss": 4.0} for n in (1, 2, 3)]
-    record.write_json(
+    files.write_json(
         folder / "run.json",
         {
-            "schema_version": record.SCHEMA_VERSION,
+            "schema_version": provenance.SCHEMA_VERSION,
             "recipe": chosen.model_dump(mode="json"),
             "target": 512,
             "arms": [{"name": chosen.name, "trained": True, "curve": curve}],

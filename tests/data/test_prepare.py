@@ -25,8 +25,8 @@ from endprompt.data import manifest as manifests
 from endprompt.data import prepare as preparing
 from endprompt.data.mixture import Weighted, load_mixture
 from endprompt.data.prepare import Options, Progress, prepare
+from endprompt.data.prepared import open_documents
 from endprompt.data.sources import open_source
-from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import DataError, OutputError, TextError
 
 OPTIONS = Options(holdout=0.2, part_tokens=400)
@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_documents_come_out_as_they_went_in(tmp_path: Path, corpus: Path, tokenizer) -> None:
     out = tmp_path / "out"
     manifest = run(out, corpus, tokenizer=tokenizer)
-    train, held = TokenDocuments.open(out), TokenDocuments.open(out, split="holdout")
+    train, held = open_documents(out), open_documents(out, split="holdout")
     expected = {}
     for document in open_source(corpus).documents(Counter()):
         expected[document.name] = tokenizer(document.text)["input_ids"] + [tokenizer.eos_token_id]
@@ -98,7 +98,7 @@ def test_datasets_loads_the_folder(tmp_path: Path, corpus: Path, tokenizer) -> N
     out = tmp_path / "out"
     run(out, corpus, tokenizer=tokenizer)
     loaded = datasets.load_from_disk(str(out))
-    docs = TokenDocuments.open(out)
+    docs = open_documents(out)
     assert set(loaded) == {"train", "holdout"}
     assert loaded["train"]["name"][:] == docs.names
     assert loaded["train"][7]["input_ids"] == docs[7].tolist()
@@ -111,7 +111,7 @@ def test_documents_cross_processes_by_name(tmp_path: Path, corpus: Path, tokeniz
     import pickle
 
     run(tmp_path / "out", corpus, tokenizer=tokenizer)
-    docs = TokenDocuments.open(tmp_path / "out")
+    docs = open_documents(tmp_path / "out")
     data = pickle.dumps(docs)
     assert len(data) < 500
     assert pickle.loads(data)[3].tolist() == docs[3].tolist()
@@ -146,7 +146,7 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bytes(
             except Stop:
                 assert not (out / "manifest.json").exists()
                 with pytest.raises(DataError, match="not complete: run the same prepare again"):
-                    TokenDocuments.open(out)
+                    open_documents(out)
                 continue
             break
         assert contents(out) == contents(whole)
@@ -252,8 +252,8 @@ def test_finished_data_is_reused_only_for_the_same_settings(
     assert not (out / "split.json").exists()  # it speaks of documents that are gone
     assert not (out / "train" / "data-00099.arrow").exists()
     with pytest.raises(DataError, match="made with another tokenizer"):
-        TokenDocuments.open(out, tokenizer=bos_tokenizer)
-    assert len(TokenDocuments.open(out, tokenizer=tokenizer))
+        open_documents(out, tokenizer=bos_tokenizer)
+    assert len(open_documents(out, tokenizer=tokenizer))
 
 
 def cut_short(out: Path, corpus: Path, tokenizer) -> None:
@@ -346,7 +346,7 @@ def test_every_flipped_bit_is_found(prepared: Path, data) -> None:
         except DataError as error:
             faults = [str(error)]
         try:
-            TokenDocuments.open(prepared)
+            open_documents(prepared)
         except DataError as error:
             faults.append(str(error))
     finally:
@@ -370,11 +370,11 @@ def test_lost_files_are_found(tmp_path: Path, corpus: Path, tokenizer) -> None:
     whole = part.read_bytes()
     part.write_bytes(whole[:-8])
     with pytest.raises(DataError, match="missing or cut short"):
-        TokenDocuments.open(out)
+        open_documents(out)
     part.unlink()
     assert any("cannot be read: No such file" in fault for fault in manifests.verify(out))
     with pytest.raises(DataError, match="no split 'dev', only holdout, train"):
-        TokenDocuments.open(out, split="dev")
+        open_documents(out, split="dev")
     (out / "manifest.json").unlink()
     with pytest.raises(DataError, match="holds no prepared data"):
         manifests.verify(out)
@@ -395,11 +395,11 @@ def test_a_manifest_that_counts_wrongly_is_found(tmp_path: Path, corpus: Path, t
     assert any(">= 3" in fault for fault in manifests.verify(out))
     rewrite(out, lambda m: m.update(format_version=99))
     with pytest.raises(DataError, match="later endprompt"):
-        TokenDocuments.open(out)
+        open_documents(out)
     rewritten = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps({**rewritten, "format_version": 1}))
     with pytest.raises(DataError, match="was changed after it was written"):
-        TokenDocuments.open(out)
+        open_documents(out)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, corpus: Path, tokenizer) -> None:
@@ -416,21 +416,21 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, corpus: Path, tokenizer)
 
 def test_limits_drop_and_stop_where_they_say(tmp_path: Path, corpus: Path, tokenizer) -> None:
     all_ = run(tmp_path / "all", corpus, tokenizer=tokenizer)
-    docs = TokenDocuments.open(tmp_path / "all")
+    docs = open_documents(tmp_path / "all")
     manifest = run(
         tmp_path / "few", corpus, tokenizer=tokenizer, options=Options(min_document_tokens=30)
     )
-    few = TokenDocuments.open(tmp_path / "few")
+    few = open_documents(tmp_path / "few")
     assert few.lengths.min() >= 30
     assert manifest["dropped"]["fewer than 30 tokens"] == all_["documents"] - len(few)
     manifest = run(
         tmp_path / "stopped", corpus, tokenizer=tokenizer, options=Options(max_tokens=1000)
     )
-    stopped = TokenDocuments.open(tmp_path / "stopped")
+    stopped = open_documents(tmp_path / "stopped")
     assert stopped.tokens >= 1000 > stopped.tokens - stopped.lengths[-1]
     assert set(stopped.names) <= {
         *docs.names,
-        *TokenDocuments.open(tmp_path / "all", split="holdout").names,
+        *open_documents(tmp_path / "all", split="holdout").names,
     }
 
 
@@ -457,7 +457,7 @@ def test_equal_documents_are_held_out_together(tmp_path: Path, tokenizer) -> Non
         (tmp_path / name).write_text("\n".join(rows))
     out = tmp_path / "out"
     run(out, tmp_path / "a.jsonl", tmp_path / "b.jsonl", tokenizer=tokenizer)
-    held = TokenDocuments.open(out, split="holdout")
+    held = open_documents(out, split="holdout")
     texts = [tuple(held[i].tolist()) for i in range(len(held))]
     assert len(held) == 2 * len(set(texts))
     assert 20 < len(set(texts)) < 60
@@ -501,7 +501,7 @@ def test_a_mixture_keeps_its_shares_from_beginning_to_end(two_sources: Path, tok
     tokens = [entry["tokens"] for entry in manifest["sources"]]
     assert sum(tokens) == manifest["tokens"]
     assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.03)
-    docs = TokenDocuments.open(out)
+    docs = open_documents(out)
     half = len(docs) // 2
     first = sum(docs.lengths[i] for i in range(half) if docs.name(i).startswith("a"))
     assert first / docs.lengths[:half].sum() == pytest.approx(0.75, abs=0.05)

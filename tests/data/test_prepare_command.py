@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from endprompt import hub
 from endprompt.cli import amounts
 from endprompt.cli.app import run
+from endprompt.io import hub
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs on. " * 40
 

@@ -11,9 +11,9 @@ import pytest
 from endprompt.data import manifest as manifests
 from endprompt.data.mixture import Weighted
 from endprompt.data.prepare import Options, prepare
+from endprompt.data.prepared import open_documents
 from endprompt.data.remote import local
 from endprompt.data.sources import open_source
-from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import DataError, DependencyError
 
 URL = "memory://bucket/data"
@@ -33,7 +33,7 @@ def bucket(tmp_path: Path, tokenizer, monkeypatch):
 
 
 def test_it_is_what_was_put_there_and_is_fetched_once(bucket, tmp_path: Path, monkeypatch) -> None:
-    before, docs = TokenDocuments.open(tmp_path / "out"), TokenDocuments.open(URL)
+    before, docs = open_documents(tmp_path / "out"), open_documents(URL)
     assert docs.fingerprint == before.fingerprint
     assert [docs[i].tolist() for i in range(len(docs))] == [
         d.tolist() for d in map(before.__getitem__, range(len(before)))

@@ -11,7 +11,7 @@ from ruler_tokenizer import write_tokenizer
 
 from endprompt.cli.app import run
 from endprompt.eval.ruler import TASKS, standin
-from endprompt.record import sha256_file
+from endprompt.io.files import sha256_file
 
 
 @pytest.fixture(scope="module")

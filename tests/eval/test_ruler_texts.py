@@ -18,7 +18,7 @@ from endprompt.eval.ruler import Data, standin, templates
 from endprompt.eval.ruler import data as data_module
 from endprompt.eval.ruler.sentences import Beginnings
 from endprompt.eval.ruler.words import Compounds, all_words, compounds, word_list
-from endprompt.record import sha256_of
+from endprompt.io.files import sha256_of
 
 PARTS = st.lists(st.sampled_from(("a", "b", "a-b", "a-b-c", "ab", "B", "b c")), max_size=6)
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from endprompt import recipe as recipes
-from endprompt import record
 from endprompt.cli.app import run as command
 from endprompt.errors import DataError, OutputError, RecipeError, RopeError
 from endprompt.export import card, engines
 from endprompt.export.checkpoint import export
 from endprompt.export.reference import FILE, logits_at, prompt_lengths, read
 from endprompt.export.verify import verify
-from endprompt.train import model as models
+from endprompt.io import files, provenance
+from endprompt.models import checkpoint as models
 from tiny_checkpoint import WINDOW, save_tiny
 
 TARGET = 512
@@ -52,7 +52,7 @@ def make_run(base: Path, folder: Path, scaling: str = "yarn", **more: Any) -> Pa
     models.save(network, models.load_tokenizer(str(base)), checkpoint, TARGET)
     loss = {"mean": 2.5, "values": [2.5]}
     run = {
-        **record.provenance(),
+        **provenance.provenance(),
         "command": f"endprompt extend {base} --to 512 --out {folder}",
         "checkpoint": str(checkpoint),
         "recipe": recipe.model_dump(mode="json"),
@@ -66,7 +66,7 @@ def make_run(base: Path, folder: Path, scaling: str = "yarn", **more: Any) -> Pa
                   "evaluation": {"loss": {"128": loss, "256": loss}}}],
         "verdict": [],
     }  # fmt: skip
-    record.write_json(folder / "run.json", run | more)
+    files.write_json(folder / "run.json", run | more)
     return folder
 
 
@@ -294,8 +294,8 @@ def test_a_run_that_was_moved_and_one_of_train_alone_are_found(
     arm = moved / "arms" / "endprompt"
     found = json.loads((moved / "run.json").read_text())
     trained = {"recipe": found["recipe"], "target": TARGET, "tokens": 128, "provenance": {}}
-    record.write_json(arm / "train.json", trained)
-    record.write_json(arm / "claim.json", {"model": str(base)})
+    files.write_json(arm / "train.json", trained)
+    files.write_json(arm / "claim.json", {"model": str(base)})
     done = export(arm, tmp_path / "b")
     assert all(check.passed for check in verify(done.folder).checks)
     assert "Nothing was measured" in (done.folder / "README.md").read_text()
@@ -374,7 +374,7 @@ def test_a_server_without_log_probabilities_or_without_answer_is_one_line(
 def test_a_push_sends_what_was_written_and_no_token_with_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from endprompt import hub
+    from endprompt.io import hub
 
     sent: list[Path] = []
 

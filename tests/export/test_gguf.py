@@ -13,7 +13,7 @@ from test_export import TARGET, make_run
 
 from endprompt.errors import RopeError
 from endprompt.export.checkpoint import export
-from endprompt.train import model as models
+from endprompt.models import checkpoint as models
 from tiny_checkpoint import WINDOW, save_tiny
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "in_llama_cpp.py"

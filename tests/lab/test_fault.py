@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from endprompt.lab import arms, study
+from endprompt.lab import arms, page, study
 from endprompt.lab.arms import Regime
-from endprompt.report import lab as page
-from endprompt.report.lab_summary import groups, sentences
-from endprompt.train import model as models
-from endprompt.train import probe
+from endprompt.lab.summary import groups, sentences
+from endprompt.models import checkpoint as models
+from endprompt.train import position_check
 
 BASE = Path(__file__).parent / "base"
 REGIME = Regime(steps={"yarn": 60}, learning_rate={"yarn": 2e-3}, examinations=12)
@@ -45,7 +44,7 @@ def results() -> list[dict[str, Any]]:
     found = [result(name, seed) for seed in (0, 1) for name in ("short", "recall-pose")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load", without_mask(models.load))
-        patch.setattr(probe, "require", lambda checks: None)
+        patch.setattr(position_check, "require", lambda checks: None)
         found += [result("recall-pose", seed) | {"arm": "unmasked"} for seed in (0, 1)]
     return found
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from endprompt.lab import page
 from endprompt.lab import study as studies
 from endprompt.lab.study import State, Study
-from endprompt.report import lab as page
 
 
 @pytest.fixture(scope="session")

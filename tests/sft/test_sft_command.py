@@ -11,7 +11,7 @@ import pytest
 from endprompt import recipe as recipes
 from endprompt.cli.app import run as command
 from endprompt.export import checkpoint
-from endprompt.train import model as models
+from endprompt.models import checkpoint as models
 from tiny_checkpoint import WINDOW
 
 TARGET = 256

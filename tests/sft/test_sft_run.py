@@ -13,10 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from endprompt import recipe as recipes
 from endprompt.errors import DataError, ModelError, OutputError, RecipeError, TrainingError
-from endprompt.record import sha256_file
+from endprompt.io.files import sha256_file
+from endprompt.models import checkpoint as models
 from endprompt.sft import record, run
 from endprompt.sft.settings import Tuning, load
-from endprompt.train import model as models
 
 TARGET = 512
 FEW: dict[str, Any] = {

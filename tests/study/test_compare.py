@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import Planted, study
 
-from endprompt.report.lab_summary import Estimate
+from endprompt.lab.summary import Estimate
 from endprompt.study import compare
 from endprompt.study.definition import Arm, Measure, Study
 from endprompt.study.numbers import Values, mean_of

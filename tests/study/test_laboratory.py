@@ -9,8 +9,7 @@ import pytest
 from endprompt.cli.app import run
 from endprompt.lab.arms import Regime
 from endprompt.lab.model import Base
-from endprompt.report import study as page
-from endprompt.study import compare, definition
+from endprompt.study import compare, definition, page
 from endprompt.study.definition import Study
 from endprompt.study.laboratory import Laboratory
 

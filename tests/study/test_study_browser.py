@@ -8,8 +8,7 @@ import pytest
 from planted import Planted, study
 
 from chromium import Browser
-from endprompt.report import study as page
-from endprompt.study import compare, definition
+from endprompt.study import compare, definition, page
 
 pytestmark = pytest.mark.browser
 

@@ -12,7 +12,7 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 PROGRAM = """
 import os, sys, torch
 from endprompt.train import allocator
-from endprompt.memory import LARGE_BLOCK
+from endprompt.cost.memory import LARGE_BLOCK
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -15,7 +15,7 @@ from endprompt import rope
 from endprompt.cues import Segment
 from endprompt.data.rows import assemble, collate
 from endprompt.recipe import Prefix, Terminal
-from endprompt.train import probe
+from endprompt.train import position_check
 from endprompt.train.loss import hidden_states, weighted_loss
 
 TARGET = 512
@@ -54,7 +54,7 @@ def scaled(family: str, scaling: str) -> tuple[Any, rope.Base]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family_passes_the_position_check(family: str) -> None:
     model, base = scaled(family, scaling_of(family))
-    checks = probe.check_positions(model, base, TARGET)
+    checks = position_check.check_positions(model, base, TARGET)
     assert [check for check in checks if not check.passed] == []
     assert {check.backend for check in checks} >= {"eager", "sdpa", "sdpa+checkpointing"}
 
@@ -63,7 +63,7 @@ def test_family_passes_the_position_check(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_every_scaling_passes_the_position_check(family: str, scaling: str) -> None:
     model, base = scaled(family, scaling)
-    failed = [c for c in probe.check_positions(model, base, TARGET) if not c.passed]
+    failed = [c for c in position_check.check_positions(model, base, TARGET) if not c.passed]
     assert failed == []
 
 
@@ -72,7 +72,7 @@ def test_unscaled_family_is_caught(family: str) -> None:
     changes = FAMILIES[family]
     model = tiny_model(family, **changes)
     base = rope.read_base(tiny_config(family, **changes))
-    failed = {c.name for c in probe.check_positions(model, base, TARGET) if not c.passed}
+    failed = {c.name for c in position_check.check_positions(model, base, TARGET) if not c.passed}
     assert failed == {"RoPE is scaled"}
 
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from endprompt import recipe, record
+from endprompt import recipe
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import OutputError, RecipeError, TextError, TrainingError
-from endprompt.record import sha256_file
+from endprompt.io import claims
+from endprompt.io.files import sha256_file
 from endprompt.train import run
 
 TARGET = 512
@@ -115,7 +116,7 @@ def test_a_folder_of_another_run_is_refused(
     tiny: Path, documents: TokenDocuments, tmp_path: Path
 ) -> None:
     begun = {"recipe_hash": a_recipe().hash(), "model": str(tiny), "target": TARGET}
-    record.claim(tmp_path / "claim.json", begun | {"documents": ""})
+    claims.claim(tmp_path / "claim.json", begun | {"documents": ""})
     with pytest.raises(OutputError, match="another recipe_hash: choose another --out"):
         run.train(
             a_recipe(**{"training.seed": 1}), model=str(tiny), documents=documents,

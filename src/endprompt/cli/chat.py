@@ -54,14 +54,14 @@ def register(app: typer.Typer) -> None:
             text = file.read_text(encoding="utf-8") if file else ""
         except UnicodeDecodeError:
             raise TextError(f"{file} is no UTF-8 text: convert it first") from None
-        from endprompt.train.quiet import quiet
+        from endprompt.io.quiet import quiet
 
         quiet()
         from transformers import TextStreamer
 
-        from endprompt import embedded
         from endprompt.chat import Conversation
-        from endprompt.train import model as models
+        from endprompt.models import checkpoint as models
+        from endprompt.models import embedded
 
         path = embedded.resolve(model)
         tokenizer = models.load_tokenizer(path)

@@ -40,28 +40,30 @@ def register(app: typer.Typer) -> None:
 
             endprompt doctor my-llama --to 64k
         """
-        from endprompt import quantities, record
         from endprompt import recipe as recipes
-        from endprompt.progress import tell
+        from endprompt import units
+        from endprompt.io import files
+        from endprompt.io.progress import tell
 
-        target = quantities.tokens(to)
+        target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         if scaling:
             overrides["rope.scaling"] = scaling
         recipe = recipes.load(method).replace(overrides)
         tell(progress, 0, 3)
-        from endprompt.train.quiet import quiet
+        from endprompt.io.quiet import quiet
 
         quiet()
-        from endprompt import embedded, rope
-        from endprompt.train import calibration, probe
-        from endprompt.train import model as models
+        from endprompt import rope
+        from endprompt.models import checkpoint as models
+        from endprompt.models import embedded
+        from endprompt.train import calibration, position_check
 
         path = embedded.resolve(model)
         base = rope.read_base(models.load_config(path))
         network = models.load(path, models.scaled_config(path, recipe, target))
         tell(progress, 1, 3)
-        checks = probe.check_positions(network, base, target)
+        checks = position_check.check_positions(network, base, target)
         tell(progress, 2, 3)
         result = {
             "model": path,
@@ -74,6 +76,6 @@ def register(app: typer.Typer) -> None:
         for check in checks:
             mark = "ok  " if check.passed else "FAIL"
             typer.echo(f"{mark}  {check.name:<30} {check.backend:<20} {check.detail}")
-        probe.require(checks)
+        position_check.require(checks)
         if out is not None:
-            record.write_json(out, result)
+            files.write_json(out, result)

@@ -37,13 +37,14 @@ def data(
         endprompt eval data longbench --dataset qasper --file data/qasper.jsonl
         --tokenizer runs/demo/model --max-length 31500 --out prompts/qasper.jsonl
     """
-    from endprompt import quantities, record
+    from endprompt import units
     from endprompt.cli import eval_screen as screen
     from endprompt.eval import longbench, results, ruler
+    from endprompt.io import files
 
     longbench.find_dataset(dataset)
     screen.must_be_free(out, force)
-    limit = quantities.tokens(max_length)
+    limit = units.tokens(max_length)
     sizer = ruler.load_tokenizer(tokenizer)
     rows = (
         longbench.load_rows(dataset, None)
@@ -66,7 +67,7 @@ def data(
                 }
             )
             progress(number + 1)
-    record.write_text(out, results.jsonl(lines))
+    files.write_text(out, results.jsonl(lines))
 
 
 def score(
@@ -88,10 +89,10 @@ def score(
 
         endprompt eval score longbench --dataset qasper --predictions pred/qasper.jsonl
     """
-    from endprompt import record
     from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError
     from endprompt.eval import longbench
+    from endprompt.io import files
 
     if len(dataset) != len(predictions):
         raise EvaluationError(
@@ -109,7 +110,7 @@ def score(
             found |= scores[0].model_dump(mode="json")
         if any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores):
             found["averages"] = longbench.averages(scores).model_dump(mode="json")
-        record.write_json(out, found)
+        files.write_json(out, found)
 
 
 def show(scores: list) -> None:

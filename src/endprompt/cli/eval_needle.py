@@ -41,12 +41,13 @@ def needle(
 
         endprompt eval needle runs/demo/model --lengths 4k,8k,12k --figure needle.svg
     """
-    from endprompt import quantities, record
+    from endprompt import units
     from endprompt.cli import eval_screen as screen
     from endprompt.eval.needle import needle_grid
     from endprompt.eval.texts import long_texts
+    from endprompt.io import files
 
-    wanted, places = quantities.lengths(lengths), screen.depths(depths)
+    wanted, places = units.lengths(lengths), screen.depths(depths)
     for path in (out, figure):
         screen.must_be_free(path, force)
     engine = screen.load(model, dtype)
@@ -70,7 +71,7 @@ def needle(
         ),
     )
     if out is not None:
-        record.write_json(out, {"model": model, **grid.model_dump(mode="json")})
+        files.write_json(out, {"model": model, **grid.model_dump(mode="json")})
     if figure is not None:
         draw(grid, model, figure)
 
@@ -84,7 +85,7 @@ def draw(grid: NeedleGrid, title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     from endprompt.errors import OutputError
-    from endprompt.record import writing
+    from endprompt.io.files import writing
 
     if path.suffix not in (".svg", ".png"):
         raise OutputError(f"{path}: a figure is an .svg or a .png")

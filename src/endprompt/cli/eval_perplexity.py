@@ -43,10 +43,11 @@ def perplexity(
 
         endprompt eval perplexity runs/demo/model --tokens pg19.bin --window 8192 --stride 256
     """
-    from endprompt import quantities, record
+    from endprompt import units
     from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError, nearest
     from endprompt.eval import perplexity as measure
+    from endprompt.io import files
 
     kind = next((known for known in measure.DEFINITIONS if known == definition), None)
     if kind is None:
@@ -54,8 +55,8 @@ def perplexity(
             f"no definition {definition!r}{nearest(definition, measure.DEFINITIONS)}: "
             f"one of {', '.join(measure.DEFINITIONS)}"
         )
-    windows = quantities.lengths(window)
-    step = quantities.tokens(stride) if stride else max(windows[0] // 2, 1)
+    windows = units.lengths(window)
+    step = units.tokens(stride) if stride else max(windows[0] // 2, 1)
     screen.must_be_free(out, force)
     engine = screen.load(model, dtype)
     with screen.bar("tokens") as progress:
@@ -78,4 +79,4 @@ def perplexity(
         ),
     )
     if out is not None:
-        record.write_json(out, result.model_dump(mode="json"))
+        files.write_json(out, result.model_dump(mode="json"))

@@ -67,8 +67,8 @@ def data(
     """
     from endprompt.eval.ruler import TASKS, Data, TokenCounter, load_tokenizer, wrap_of
     from endprompt.eval.ruler.files import Order, plan, write
-    from endprompt.quantities import lengths
-    from endprompt.record import provenance
+    from endprompt.io.provenance import provenance
+    from endprompt.units import lengths
 
     tasks = list(TASKS) if task == "all" else _several(task)
     jobs = plan(tasks, lengths(length), out, force=force)
@@ -126,8 +126,9 @@ def score(
     from endprompt.eval.ruler.files import find_predictions, note, read_record
     from endprompt.eval.ruler.scoring import read_predictions
     from endprompt.eval.ruler.tasks import find_task
-    from endprompt.quantities import lengths
-    from endprompt.record import provenance, write_json
+    from endprompt.io.files import write_json
+    from endprompt.io.provenance import provenance
+    from endprompt.units import lengths
 
     found = find_predictions(predictions, task, lengths(length)[0] if length else None)
     scores: dict[int, list[TaskScore]] = {}

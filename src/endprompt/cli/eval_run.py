@@ -50,9 +50,9 @@ def compare(
 
         endprompt eval compare runs/base-ruler runs/mine-ruler
     """
-    from endprompt import record
     from endprompt.cli import eval_screen as screen
     from endprompt.eval import compare as pairs
+    from endprompt.io import files
 
     screen.must_be_free(out, force)
     rows = pairs.compare(first, second)
@@ -74,7 +74,7 @@ def compare(
         ),
     )
     if out is not None:
-        record.write_json(out, {"differences": [row.model_dump(mode="json") for row in rows]})
+        files.write_json(out, {"differences": [row.model_dump(mode="json") for row in rows]})
 
 
 def run(
@@ -135,7 +135,7 @@ def run(
         endprompt eval run my-model --server http://127.0.0.1:8000/v1 --tokenizer runs/demo/model
         --tasks ruler,longbench --out eval/served
     """
-    from endprompt import quantities
+    from endprompt import units
     from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError, nearest
     from endprompt.eval import results
@@ -151,7 +151,7 @@ def run(
             )
     if not wanted or template not in ("base", "chat"):
         raise EvaluationError("give --tasks, and --template base or chat")
-    sizes, places = quantities.lengths(lengths), screen.depths(depths)
+    sizes, places = units.lengths(lengths), screen.depths(depths)
     client: Server | None = None
     engine: Engine | None = None
     coder: Coder
@@ -346,7 +346,8 @@ def _short(
 ) -> None:
     """lm-eval's tasks, one file a task; a task that is there is not run again."""
     from endprompt.eval import harness, results
-    from endprompt.record import claim, write_text
+    from endprompt.io.claims import claim
+    from endprompt.io.files import write_text
 
     settings = {**settings, "suite": "short", "chat": chat}
     claim(folder / results.RUN, settings, alone=True)

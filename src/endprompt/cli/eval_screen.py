@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     """The model of a command, with libraries kept quiet."""
-    from endprompt.train.quiet import quiet
+    from endprompt.io.quiet import quiet
 
     quiet()
-    from endprompt import embedded
     from endprompt.eval.engine import Engine
+    from endprompt.models import embedded
 
     engine = Engine.load(embedded.resolve(model), dtype=dtype, chunk=chunk)
     engine.name = model

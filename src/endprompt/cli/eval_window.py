@@ -33,11 +33,12 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         """
         import time
 
-        from endprompt import quantities, record
-        from endprompt.progress import tell
-        from endprompt.train.quiet import quiet
+        from endprompt import units
+        from endprompt.io import files, provenance
+        from endprompt.io.progress import tell
+        from endprompt.io.quiet import quiet
 
-        wanted = quantities.lengths(lengths)
+        wanted = units.lengths(lengths)
         quiet()
         from endprompt.data import holdout
         from endprompt.errors import TextError
@@ -62,12 +63,12 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             progress=lambda done: tell(progress, done, 1.0),
         )
         if out is not None:
-            record.write_json(
+            files.write_json(
                 out,
                 {
                     **check.model_dump(mode="json"),
                     "seconds": time.perf_counter() - began,
-                    "peak_memory_bytes": record.peak_memory_bytes(),
+                    "peak_memory_bytes": provenance.peak_memory_bytes(),
                 },
             )
         for line in check.summary():

@@ -84,7 +84,7 @@ def export(
     """
     from rich.console import Console
 
-    from endprompt import quantities
+    from endprompt import units
     from endprompt.errors import OutputError, RecipeError
     from endprompt.export.engines import checked
 
@@ -93,9 +93,9 @@ def export(
     if chosen not in names.values():
         raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
     wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
-    length = quantities.tokens(tokens) if tokens else None
-    from endprompt import hub
-    from endprompt.train.quiet import quiet
+    length = units.tokens(tokens) if tokens else None
+    from endprompt.io import hub
+    from endprompt.io.quiet import quiet
 
     if push:
         hub.check(push)
@@ -147,7 +147,7 @@ def verify(
 
         endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1
     """
-    from endprompt.train.quiet import quiet
+    from endprompt.io.quiet import quiet
 
     quiet()
     from endprompt.errors import EvaluationError

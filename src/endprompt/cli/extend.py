@@ -70,20 +70,20 @@ def register(app: typer.Typer) -> None:
 
             endprompt extend my-llama --to 64k --text corpus/ --controls --out runs/64k
         """
-        from endprompt import quantities
         from endprompt import recipe as recipes
+        from endprompt import units
 
-        target = quantities.tokens(to)
+        target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         if scaling:
             overrides["rope.scaling"] = scaling
         recipe = recipes.load(method).replace(overrides)
-        wanted = quantities.lengths(lengths) if lengths else None
+        wanted = units.lengths(lengths) if lengths else None
         from endprompt.cli.screen import Screen
-        from endprompt.train.quiet import quiet
+        from endprompt.io.quiet import quiet
 
         quiet()
-        from endprompt import extension
+        from endprompt.extension import run as extension
 
         request = extension.Request(
             model=model,

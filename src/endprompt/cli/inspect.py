@@ -71,21 +71,21 @@ def register(app: typer.Typer) -> None:
         """
         from rich.console import Console
 
-        from endprompt import quantities
+        from endprompt import units
         from endprompt.cli import inspect_run
         from endprompt.errors import OutputError
 
         if out is not None and out.exists() and not force:
             raise OutputError(f"{out} is there already: --force overwrites it")
         console = Console()
-        target, old = quantities.tokens(to), quantities.tokens(window)
+        target, old = units.tokens(to), units.tokens(window)
         named = what or ["endprompt", "pose", "short"]
         models = [one for one in named if (Path(one) / "config.json").is_file()]
         runs = [one for one in named if inspect_run.is_run(one)]
         recipes = [one for one in named if one not in (*models, *runs)]
         files: list[Table] = []
         if recipes:
-            size = quantities.tokens(row_tokens) if row_tokens else None
+            size = units.tokens(row_tokens) if row_tokens else None
             files += _recipes(console, recipes, old, target, size, rows, out)
         for model in models:
             files += _model(console, model, target, text, tokens, pairs)
@@ -114,7 +114,7 @@ def _recipes(
 ) -> list[Table]:
     from endprompt import recipe as recipes
     from endprompt import theory
-    from endprompt.data import coverage
+    from endprompt.analysis import coverage
     from endprompt.report.figures import coverage as draw
     from endprompt.report.tables import Cell, Table
 
@@ -212,18 +212,19 @@ def _model(
     import numpy as np
 
     from endprompt import rope, theory
-    from endprompt.train import diagnostics
-    from endprompt.train import model as models
-    from endprompt.train.quiet import quiet
+    from endprompt.analysis import attention
+    from endprompt.cli.inspect_run import text_ids
+    from endprompt.io.quiet import quiet
+    from endprompt.models import checkpoint as models
 
     quiet()
     config = models.load_config(path)
-    ids = _ids(path, text, tokens)
+    ids = text_ids(path, text, tokens)
     console.print(f"{path}: reading {len(ids):,} tokens", markup=False, highlight=False)
-    layers = diagnostics.record(models.load(path, config), ids)
+    layers = attention.record(models.load(path, config), ids)
     name = Path(path).name
     edges = [0, *theory.octaves(len(ids), parts=1), len(ids)]
-    far = diagnostics.reach(layers, np.arange(len(ids)), edges, skip=SINK)
+    far = attention.reach(layers, np.arange(len(ids)), edges, skip=SINK)
     tables = [_reach_table(far, name), _far_heads(far, len(ids) // 2, name)]
     _show(console, tables[1])
     if config.rope_parameters.get("rope_type", "default") == "default":
@@ -232,10 +233,10 @@ def _model(
         row = theory.anchored(base.window - 20, 20, target=target)
         gap = row.gap or (base.window, target - base.window)
         contents = [
-            diagnostics.unrotate(layer, np.arange(len(ids)), config.rope_parameters, base)
+            attention.unrotate(layer, np.arange(len(ids)), config.rope_parameters, base)
             for layer in layers
         ]
-        found = diagnostics.tightness(contents, base, target=target, gap=gap, pairs=pairs)
+        found = attention.tightness(contents, base, target=target, gap=gap, pairs=pairs)
         console.print(
             f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
         )
@@ -245,22 +246,6 @@ def _model(
     else:
         console.print("the model is scaled already: give its base for the table of bounds")
     return tables
-
-
-def _ids(path: str, text: Path | None, tokens: int) -> list[int]:
-    from endprompt import embedded
-    from endprompt.errors import TextError
-    from endprompt.train import model as models
-
-    file = text or min(embedded.text().glob("*.txt"))
-    try:
-        written = file.read_text(encoding="utf-8")[: 16 * tokens]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"cannot read {file} as text: {error}") from None
-    ids = models.load_tokenizer(path)(written, add_special_tokens=False)["input_ids"][:tokens]
-    if len(ids) < tokens:
-        raise TextError(f"{file} has {len(ids)} tokens and --tokens asks for {tokens}")
-    return ids
 
 
 def _reach_table(far: Any, name: str) -> Table:

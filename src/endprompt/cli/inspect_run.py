@@ -33,9 +33,9 @@ def look(
     Raises DataError when the run trained nothing or its models are gone.
     """
     from endprompt.errors import DataError
+    from endprompt.io.quiet import quiet
     from endprompt.recipe import build
     from endprompt.report.reading import read
-    from endprompt.train.quiet import quiet
 
     quiet()
     run = read(folder)
@@ -73,19 +73,35 @@ def look(
     return tables, drawings
 
 
+def text_ids(path: str, text: Path | None, tokens: int) -> list[int]:
+    """Ids of the first tokens of a text file, or of the default text. Raises TextError."""
+    from endprompt.errors import TextError
+    from endprompt.models import checkpoint as models
+    from endprompt.models import embedded
+
+    file = text or min(embedded.text().glob("*.txt"))
+    try:
+        written = file.read_text(encoding="utf-8")[: 16 * tokens]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"cannot read {file} as text: {error}") from None
+    ids = models.load_tokenizer(path)(written, add_special_tokens=False)["input_ids"][:tokens]
+    if len(ids) < tokens:
+        raise TextError(f"{file} has {len(ids)} tokens and --tokens asks for {tokens}")
+    return ids
+
+
 def _reach(model: str, text: Path | None, tokens: int, target: int, sink: int) -> Any:
     import numpy as np
 
-    from endprompt.cli.inspect import _ids
-    from endprompt.train import diagnostics
-    from endprompt.train import model as models
+    from endprompt.analysis import attention
+    from endprompt.models import checkpoint as models
 
     half = tokens // 2
     positions = np.concatenate([np.arange(half), np.arange(target - tokens + half, target)])
-    ids = _ids(model, text, tokens)
-    layers = diagnostics.record(models.load(model, models.load_config(model)), ids, positions)
+    ids = text_ids(model, text, tokens)
+    layers = attention.record(models.load(model, models.load_config(model)), ids, positions)
     edges = [0, NEAR, tokens - half, target - tokens + 1, target]
-    return diagnostics.reach(layers, positions, edges, skip=sink)
+    return attention.reach(layers, positions, edges, skip=sink)
 
 
 def _bands(reach: Any) -> list[tuple[int, str]]:
@@ -155,11 +171,11 @@ def _signals(
     folder: Path, recipe: Any, models_: tuple[Path, Path], target: int
 ) -> list[dict[str, float]]:
     """The terminal's loss and gradient on held-out rows, before and after; [] without one."""
+    from endprompt.analysis import attention
     from endprompt.cues import CueWriter
     from endprompt.data import holdout
     from endprompt.data.rows import TERMINAL, RowSource, collate
-    from endprompt.train import diagnostics
-    from endprompt.train import model as models
+    from endprompt.models import checkpoint as models
 
     if all(kind.terminal is None for kind in recipe.rows.kinds):
         return []
@@ -172,7 +188,7 @@ def _signals(
     found = []
     for path in models_:
         model = models.load(str(path), models.load_config(str(path)))
-        told = [diagnostics.terminal_signal(model, collate([row])) for row in rows]
+        told = [attention.terminal_signal(model, collate([row])) for row in rows]
         found.append(
             {
                 "loss of the terminal": sum(one.terminal_loss for one in told) / len(told),

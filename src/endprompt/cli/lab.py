@@ -64,12 +64,12 @@ def register(app: typer.Typer) -> None:
 
         from rich.console import Console
 
-        from endprompt import embedded
         from endprompt.cli.amounts import seconds
         from endprompt.errors import RecipeError, nearest
         from endprompt.lab import arms as lab_arms
+        from endprompt.lab import page as lab_page
         from endprompt.lab.study import FIRST_SEED, State, Study, run
-        from endprompt.report import lab as lab_page
+        from endprompt.models import embedded
 
         named = _words(arms) or list(lab_arms.QUICK if quick else lab_arms.STANDARD)
         scalings = _words(scaling)

@@ -50,19 +50,21 @@ def register(app: typer.Typer) -> None:
         from rich.progress import track
         from rich.table import Table
 
-        from endprompt import flops, quantities
-        from endprompt import methods as listing
         from endprompt import recipe as recipes
+        from endprompt import units
+        from endprompt.analysis import methods as listing
+        from endprompt.cost import flops
 
-        decoder, base_window, sizes = flops.LLAMA_3_8B, quantities.tokens(window), "Llama-3-8B"
+        decoder, base_window, sizes = flops.LLAMA_3_8B, units.tokens(window), "Llama-3-8B"
         if model is not None:
-            from endprompt import embedded, rope
-            from endprompt.train.model import load_config
+            from endprompt import rope
+            from endprompt.models import embedded
+            from endprompt.models.checkpoint import load_config
 
             config = load_config(embedded.resolve(model))
             decoder, base_window, sizes = flops.read(config), rope.read_base(config).window, model
-        target, chosen = quantities.tokens(to), names or recipes.names()
-        short = quantities.tokens(row_tokens) if row_tokens else None
+        target, chosen = units.tokens(to), names or recipes.names()
+        short = units.tokens(row_tokens) if row_tokens else None
         error = Console(stderr=True)
         lines = [
             line

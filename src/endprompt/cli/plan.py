@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from endprompt import plan as plans
-    from endprompt.flops import Decoder
+    from endprompt.cost import plan as plans
+    from endprompt.cost.flops import Decoder
 
 
 def register(app: typer.Typer) -> None:
@@ -58,15 +58,16 @@ def register(app: typer.Typer) -> None:
 
             endprompt plan llama-3-8b --to 64k --gpu h100:8 --tokens 1b --price 2.5
         """
-        from endprompt import plan as plans
-        from endprompt import quantities, record
         from endprompt import recipe as recipes
+        from endprompt import units
         from endprompt.cli.amounts import budget
+        from endprompt.cost import plan as plans
         from endprompt.errors import OutputError, RecipeError
+        from endprompt.io import files, provenance
 
         if json and json.exists() and not force:
             raise OutputError(f"{json} is there already: give --force to overwrite it")
-        target = quantities.tokens(to)
+        target = units.tokens(to)
         sized = plans.SIZES.get(model) or _sized(model)
         if target <= sized.window:
             raise RecipeError(f"--to {target} is not above the window of {sized.window} tokens")
@@ -86,7 +87,7 @@ def register(app: typer.Typer) -> None:
         _show(lines, where, model, target, price)
         if json:
             found = {
-                **record.provenance(),
+                **provenance.provenance(),
                 "kind": "plan",
                 "model": model,
                 "weights": sized.decoder.weights,
@@ -99,15 +100,17 @@ def register(app: typer.Typer) -> None:
                 "attention_flops_per_second": where.device.attention,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
-            record.write_json(json, found)
+            files.write_json(json, found)
             typer.echo(f"record  {json}")
 
 
 def _sized(model: str) -> plans.Sized:
     """Sizes from a config, whose reading needs Transformers."""
-    from endprompt import embedded, flops, rope
-    from endprompt import plan as plans
-    from endprompt.train.model import load_config
+    from endprompt import rope
+    from endprompt.cost import flops
+    from endprompt.cost import plan as plans
+    from endprompt.models import embedded
+    from endprompt.models.checkpoint import load_config
 
     config = load_config(embedded.resolve(model))
     return plans.Sized(flops.read(config), rope.read_base(config).window)
@@ -117,9 +120,9 @@ def _this_machine(decoder: Decoder) -> plans.Machine:
     """GPUs that torch sees, by their name; else the CPU, its products and attention timed."""
     import torch
 
-    from endprompt import plan as plans
-    from endprompt import record
-    from endprompt.memory import GIB
+    from endprompt.cost import plan as plans
+    from endprompt.cost.memory import GIB
+    from endprompt.io import provenance
     from endprompt.train import calibration
 
     if torch.cuda.is_available():
@@ -138,7 +141,7 @@ def _this_machine(decoder: Decoder) -> plans.Machine:
         link = known.link if known else plans.DEVICES["rtx4090"].link
         device = plans.Device(properties.name, properties.total_memory, peak, link)
         return plans.Machine(device, torch.cuda.device_count())
-    found = record.device()
+    found = provenance.device()
     peak = calibration.matmul_peak(torch.device("cpu"), bf16=False, times=60)
     name = f"{found['processor']}, {torch.get_num_threads()} threads"
     return plans.cpu(
@@ -157,9 +160,9 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    from endprompt import plan as plans
-    from endprompt.memory import GIB
-    from endprompt.quantities import short
+    from endprompt.cost import plan as plans
+    from endprompt.cost.memory import GIB
+    from endprompt.units import short
 
     console = Console()
     device = where.device
@@ -226,7 +229,7 @@ def _alike(lines: list[plans.Line]) -> list[tuple[list[str], plans.Line]]:
 
 
 def _gib(size: float) -> str:
-    from endprompt.memory import GIB
+    from endprompt.cost.memory import GIB
 
     return f"{size / GIB:.1f}" if size < 100 * GIB else f"{size / GIB:.0f}"
 

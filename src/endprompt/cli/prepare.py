@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from endprompt import quantities
+from endprompt import units
 from endprompt.cli import amounts
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def prepare(
         raise typer.BadParameter("give SOURCES, or --mixture with a file that names them")
     _use_threads(workers)
     if push:
-        from endprompt import hub
+        from endprompt.io import hub
 
         hub.check(push)
     from rich.console import Console
@@ -121,11 +121,11 @@ def prepare(
     from endprompt.data.mixture import Weighted, load_mixture
     from endprompt.data.prepare import Options
     from endprompt.data.prepare import prepare as run
+    from endprompt.data.prepared import open_documents
     from endprompt.data.sources import open_source
-    from endprompt.data.tokenizer import load_tokenizer
-    from endprompt.data.tokens import TokenDocuments
+    from endprompt.models.tokenizer import load_tokenizer
 
-    row_tokens = quantities.tokens(length)
+    row_tokens = units.tokens(length)
     options = Options(
         holdout=amounts.share(holdout),
         max_tokens=amounts.budget(max_tokens) if max_tokens else None,
@@ -139,7 +139,7 @@ def prepare(
     loaded = load_tokenizer(tokenizer)
     with _progress(console) as report:
         manifest = run(weighted, loaded, out, options=options, force=force, report=report)
-    _summary(console, manifest, TokenDocuments.open(out), loaded, row_tokens)
+    _summary(console, manifest, open_documents(out), loaded, row_tokens)
     console.print(f"written to {out}", markup=False)
     if push:
         _push(out, push)
@@ -190,20 +190,20 @@ def show(
 
     from endprompt.cues import CueWriter
     from endprompt.data.manifest import load
+    from endprompt.data.prepared import open_documents
     from endprompt.data.rows import RowSource
-    from endprompt.data.tokenizer import load_tokenizer
-    from endprompt.data.tokens import TokenDocuments
+    from endprompt.models.tokenizer import load_tokenizer
     from endprompt.recipe import load as load_recipe
 
     chosen = load_recipe(recipe)
-    goal = quantities.tokens(target)
+    goal = units.tokens(target)
     tokens = chosen.rows.tokens
     if length is not None:
-        tokens = quantities.tokens(length)
+        tokens = units.tokens(length)
     elif not isinstance(tokens, int):
         tokens = goal if tokens == "target" else 1024
     loaded = load_tokenizer(tokenizer or load(folder)["tokenizer"]["name"])
-    documents = TokenDocuments.open(folder, split=split, tokenizer=loaded)
+    documents = open_documents(folder, split=split, tokenizer=loaded)
     source = RowSource(
         documents,
         chosen.rows.model_copy(update={"tokens": tokens}),
@@ -322,7 +322,7 @@ def _push(folder: Path, name: str) -> None:
     """As parquet, which the hub shows; `endprompt prepare NAME` takes its input_ids as they are."""
     import datasets
 
-    from endprompt import hub
+    from endprompt.io import hub
 
     secret = hub.token()
     with hub.errors(name, secret):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from endprompt.quantities import short
+from endprompt.units import short
 
 if TYPE_CHECKING:
-    from endprompt.extension import Plan
-    from endprompt.jobs import Job
+    from endprompt.extension.run import Plan
+    from endprompt.io.jobs import Job
 
 QUARTERS = 4
 

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
         from endprompt.sft import settings as tuning
 
         chosen = tuning.load(recipe, parse_overrides(settings))
-        from endprompt.train.quiet import quiet
+        from endprompt.io.quiet import quiet
 
         quiet()
         from accelerate import PartialState

@@ -99,10 +99,10 @@ def _laboratory(
 ) -> None:
     import os
 
-    from endprompt import embedded
     from endprompt.cli.amounts import seconds
+    from endprompt.lab import page as lab_page
     from endprompt.lab.study import FIRST_SEED, State
-    from endprompt.report import lab as lab_page
+    from endprompt.models import embedded
     from endprompt.study.laboratory import Laboratory
 
     laboratory = Laboratory(
@@ -164,8 +164,8 @@ def _report(
     import shlex
     import sys
 
-    from endprompt.report import study as study_page
     from endprompt.study import compare
+    from endprompt.study import page as study_page
 
     found = compare.everything(
         studies, scale, results, missing=missing, seeds=seeds,

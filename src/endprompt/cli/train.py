@@ -38,13 +38,13 @@ def register(app: typer.Typer) -> None:
 
             endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
         """
-        from endprompt import quantities
         from endprompt import recipe as recipes
-        from endprompt.progress import tell
+        from endprompt import units
+        from endprompt.io.progress import tell
 
-        target = quantities.tokens(to)
+        target = units.tokens(to)
         chosen = recipes.load(recipe).replace(recipes.parse_overrides(settings))
-        from endprompt.train import quiet
+        from endprompt.io import quiet
 
         quiet.quiet()
         import torch
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
 
         from endprompt import rope
         from endprompt.data import holdout
-        from endprompt.train import model as models
+        from endprompt.models import checkpoint as models
         from endprompt.train import run
 
         base = rope.read_base(models.load_config(model))

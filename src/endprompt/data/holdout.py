@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from endprompt import record
 from endprompt.data import remote
+from endprompt.data.prepared import open_documents
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import TextError
+from endprompt.io import files
 
 FILE = "split.json"
 
@@ -123,17 +124,17 @@ def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int
 
 def save(folder: Path, found: Split) -> None:
     """Write the split beside prepared documents."""
-    record.write_json(folder / FILE, found.model_dump())
+    files.write_json(folder / FILE, found.model_dump())
 
 
 def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, str]:
     """Documents of a prepared folder or URL that training may read, and their fingerprint."""
     folder = remote.local(folder)
-    documents = TokenDocuments.open(folder, tokenizer=tokenizer)
+    documents = open_documents(folder, tokenizer=tokenizer)
     if not (folder / FILE).is_file():
         return documents, documents.fingerprint
     found = _load(folder)
-    return View(documents, found.train), record.sha256_of(
+    return View(documents, found.train), files.sha256_of(
         [documents.fingerprint, found.model_dump()]
     )
 
@@ -142,10 +143,10 @@ def held_out_texts(folder: str | Path) -> list[np.ndarray]:
     """Texts of a prepared folder for the evaluation: int64[tokens] each, longest first."""
     folder = remote.local(folder)
     if not (folder / FILE).is_file():
-        documents = TokenDocuments.open(folder, split="holdout")
+        documents = open_documents(folder, split="holdout")
         order = np.argsort(-documents.lengths, kind="stable")
         return [documents[int(i)].astype(np.int64) for i in order]
-    documents = TokenDocuments.open(folder)
+    documents = open_documents(folder)
     return [
         np.concatenate([documents[p.document][p.start : p.stop] for p in pieces]).astype(np.int64)
         for pieces in _load(folder).held_out

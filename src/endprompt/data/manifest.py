@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from endprompt.data import parts
-from endprompt.data.encoder import Encoder
-from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import DataError
-from endprompt.record import sha256_file, sha256_of, write_json
+from endprompt.io.files import sha256_file, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 JOURNAL = ".progress.json"
@@ -53,36 +51,6 @@ def load(folder: Path) -> dict[str, Any]:
     if checksum != sha256_of(manifest):
         raise DataError(f"{path} was changed after it was written: run prepare again with --force")
     return manifest
-
-
-def open_documents(folder: Path, split: str, tokenizer: Any) -> TokenDocuments:
-    """See `TokenDocuments.open`."""
-    manifest = load(folder)
-    made_by = manifest["tokenizer"]
-    if tokenizer is not None and Encoder(tokenizer).digest != made_by["digest"]:
-        raise DataError(
-            f"{folder} was made with another tokenizer ({made_by['name']}): "
-            "prepare the text again with this model's"
-        )
-    if split not in manifest["splits"]:
-        known = ", ".join(manifest["splits"])
-        raise DataError(f"{folder} has no split {split!r}, only {known}: prepare with --holdout")
-    listed = manifest["splits"][split]["parts"]
-    chunks = []
-    for entry in listed:
-        path = folder / entry["file"]
-        if not path.exists() or path.stat().st_size != entry["bytes"]:
-            raise DataError(f"part {path} is missing or cut short: see endprompt prepare verify")
-        chunks.append(parts.read(path))
-    return TokenDocuments(
-        chunks,
-        bos=made_by["bos"],
-        eos=made_by["eos"],
-        vocabulary=made_by["vocabulary"],
-        tokenizer_digest=made_by["digest"],
-        folder=(folder.absolute(), split),
-        fingerprint=sha256_of([made_by["digest"], [entry["sha256"] for entry in listed]]),
-    )
 
 
 def verify(folder: Path) -> list[str]:

@@ -38,7 +38,7 @@ from endprompt.data.readers import Document, Item
 from endprompt.data.sources import Meter
 from endprompt.data.tokens import encode_documents
 from endprompt.errors import DataError, OutputError, TextError
-from endprompt.record import sha256_file, write_json, writing
+from endprompt.io.files import sha256_file, write_json, writing
 
 PART_TOKENS = 2**24
 BATCH_DOCUMENTS = 4096

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from endprompt.data.manifest import MANIFEST, load
-from endprompt.embedded import cache_folder
 from endprompt.errors import DataError, DependencyError
-from endprompt.record import sha256_file, sha256_of, writing
+from endprompt.io.files import sha256_file, sha256_of, writing
+from endprompt.models.embedded import cache_folder
 
 
 def local(folder: str | Path) -> Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ class TokenDocuments:
     bos, eos          ids that the documents begin and end with, None where there is none
     vocabulary        number of ids of the tokenizer, None where nobody said
     tokenizer_digest  sha256 of the tokenizer (`Encoder.digest`), None where nobody said
+    reopen            how another process maps the same documents: a function and its arguments
 
     >>> docs = TokenDocuments.from_arrays([np.array([5, 6, 7]), np.array([8, 9])])
     >>> len(docs), docs.tokens, docs[1].tolist(), docs.lengths.tolist()
@@ -36,12 +36,12 @@ class TokenDocuments:
         eos: int | None = None,
         vocabulary: int | None = None,
         tokenizer_digest: str | None = None,
-        folder: tuple[Path, str] | None = None,
+        reopen: tuple[Callable[..., TokenDocuments], tuple[Any, ...]] | None = None,
         fingerprint: str | None = None,
     ) -> None:
         self._chunks = list(chunks)
         self._first = np.cumsum([0, *(len(chunk.names) for chunk in self._chunks)])
-        self._folder = folder
+        self._reopen = reopen
         self._fingerprint = fingerprint
         self.bos = bos
         self.eos = eos
@@ -74,24 +74,6 @@ class TokenDocuments:
             raise ValueError(f"{len(given)} names for {len(arrays)} documents")
         return cls([parts.Part(joined.astype(dtype), offsets, given)], **facts)
 
-    @classmethod
-    def open(
-        cls, folder: str | Path, *, split: str = "train", tokenizer: Any = None
-    ) -> TokenDocuments:
-        """Map what `endprompt prepare` wrote.
-
-        folder     a path, or a URL that is fetched once (see `remote.local`)
-        split      "train" or "holdout"
-        tokenizer  what the documents must have been made with; None: not checked
-
-        Raises DataError when the folder is incomplete or broken, has no such split, or belongs
-        to another tokenizer. Checksums are `endprompt prepare verify`'s task.
-        """
-        from endprompt.data.manifest import open_documents
-        from endprompt.data.remote import local
-
-        return open_documents(local(folder), split, tokenizer)
-
     def __len__(self) -> int:
         return int(self._first[-1])
 
@@ -102,8 +84,8 @@ class TokenDocuments:
 
     def __reduce__(self) -> Any:
         # To another process goes the folder's name, not the gigabytes mapped from it.
-        if self._folder is not None:
-            return _reopen, self._folder
+        if self._reopen is not None:
+            return self._reopen
         return super().__reduce__()
 
     def name(self, index: int) -> str:
@@ -143,10 +125,6 @@ class TokenDocuments:
         index = int(index) % len(self)
         chunk = int(np.searchsorted(self._first, index, side="right")) - 1
         return self._chunks[chunk], index - int(self._first[chunk])
-
-
-def _reopen(folder: Path, split: str) -> TokenDocuments:
-    return TokenDocuments.open(folder, split=split)
 
 
 def tokenise(documents: Iterable[Document | str], tokenizer: Any) -> TokenDocuments:

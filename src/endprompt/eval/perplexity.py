@@ -22,7 +22,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import DataError, EvaluationError
-from endprompt.record import sha256_file, versions
+from endprompt.io.files import sha256_file
+from endprompt.io.provenance import versions
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine

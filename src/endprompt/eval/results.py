@@ -17,7 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from endprompt.errors import DataError, EvaluationError
-from endprompt.record import claim, sha256_of, versions, write_json, write_text
+from endprompt.io.claims import claim
+from endprompt.io.files import sha256_of, write_json, write_text
+from endprompt.io.provenance import versions
 
 SAMPLES, SUMMARY, RUN = "samples.jsonl", "summary.json", "run.json"
 

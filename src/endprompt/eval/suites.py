@@ -12,7 +12,7 @@ from endprompt.eval import longbench, retrieval, ruler
 from endprompt.eval.engine import Coder
 from endprompt.eval.perplexity import Document
 from endprompt.eval.results import Question
-from endprompt.record import sha256_file, sha256_of
+from endprompt.io.files import sha256_file, sha256_of
 
 
 @dataclass(frozen=True)

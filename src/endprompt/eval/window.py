@@ -42,7 +42,7 @@ from endprompt.eval.perplexity import (
     losses_in_bins,
     with_start,
 )
-from endprompt.record import sha256_of
+from endprompt.io.files import sha256_of
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Context, Engine

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from endprompt import __version__, record, rope
+from endprompt import __version__, rope
 from endprompt.errors import DataError, OutputError, RopeError
 from endprompt.export import card, engines, reference
+from endprompt.io import files
+from endprompt.models import checkpoint as models
 from endprompt.recipe import Recipe, build
-from endprompt.train import model as models
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -140,16 +141,16 @@ def export(
             tokens=probe,
             places=places,
         )
-        record.write_text(staging / reference.FILE, expected.model_dump_json() + "\n")
+        files.write_text(staging / reference.FILE, expected.model_dump_json() + "\n")
         text = card.write(source.record, source.recipe, window, source.target, out.name, served)
-        record.write_text(staging / "README.md", text)
+        files.write_text(staging / "README.md", text)
         if force:
             shutil.rmtree(out, ignore_errors=True)
         elif out.is_dir():
             out.rmdir()
         staging.rename(out)
     except OSError as error:
-        raise record.full_disk(error, out) from error
+        raise files.full_disk(error, out) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Exported(out, served, expected)
@@ -163,7 +164,7 @@ def _complete(folder: Path, window: int, dtype: str) -> int:
     if config["rope_parameters"].get("rope_type") == "llama3":
         # llama.cpp's converter reads it here, and takes 8192 where it is missing
         config["original_max_position_embeddings"] = window
-    record.write_json(file, config)
+    files.write_json(file, config)
     return int(config["max_position_embeddings"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from endprompt.errors import EvaluationError
 from endprompt.export.checkpoint import sha256
 from endprompt.export.reference import Place, Reference, logits_at, read
-from endprompt.train import model as models
+from endprompt.models import checkpoint as models
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 1.0, "float16": 0.05}
 """Nats by which a log-probability may differ, by the dtype of the weights: about twice the largest

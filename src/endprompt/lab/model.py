@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endprompt import record
+from endprompt.io import files
 from endprompt.lab.language import BOS, END, VOCABULARY, Ints, Kind, document, examination
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def train(base: Base, seed: int, folder: Path) -> None:
         curve.append(round(loss.item(), 4))
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    record.write_json(
+    files.write_json(
         folder / "base.json",
         {
             "base": asdict(base),
@@ -181,7 +181,7 @@ def _lesson(base: Base, seed: int, step: int) -> list[Ints]:
 
 def folder_of(base: Base, seed: int, cache: Path) -> Path:
     """Where a base is kept: a name that holds its settings."""
-    return cache / f"base-{record.sha256_of(asdict(base))[:12]}-{seed}"
+    return cache / f"base-{files.sha256_of(asdict(base))[:12]}-{seed}"
 
 
 def get(base: Base, seed: int, cache: Path) -> Path:

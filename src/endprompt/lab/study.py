@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from endprompt import record
 from endprompt.errors import TrainingError
+from endprompt.io import files, provenance
 from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
 from endprompt.lab.arms import Regime
@@ -68,7 +68,7 @@ class Study:
 
     def result(self, arm: Arm, out: Path) -> Path:
         """File of an arm's result."""
-        digest = record.sha256_of(
+        digest = files.sha256_of(
             {
                 "base": asdict(self.regime.base),
                 "questions": asdict(self.regime.questions(arm.factor)),
@@ -207,7 +207,7 @@ def _become_worker() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
-    from endprompt.train import quiet
+    from endprompt.io import quiet
 
     torch.set_num_threads(1)
     quiet.quiet()
@@ -228,7 +228,7 @@ def _make_base(base: bases.Base, seed: int, cache: Path) -> float:
 
 def _do_arm(regime: Regime, arm: Arm, cache: Path, path: Path) -> float:
     began = time.perf_counter()
-    record.write_json(path, measure(regime, arm, bases.get(regime.base, arm.seed, cache)))
+    files.write_json(path, measure(regime, arm, bases.get(regime.base, arm.seed, cache)))
     return time.perf_counter() - began
 
 
@@ -239,10 +239,10 @@ def _corpus(rows: int, tokens: int, seed: int, base: bases.Base) -> Corpus:
 
 def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
     """Train one arm with the Trainer of the real job, examine it, and return its result."""
+    from endprompt.analysis import terminal_signal
     from endprompt.cues import CueWriter
-    from endprompt.lab import gradient
     from endprompt.lab.examine import examine
-    from endprompt.train import model as models
+    from endprompt.models import checkpoint as models
     from endprompt.train import run as training
 
     began, worked = time.perf_counter(), time.process_time()
@@ -264,8 +264,8 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
     if arm.recipe.trained:
         amounts = arm.recipe.amounts
         corpus = _corpus(amounts.rows, amounts.row_tokens, arm.seed, regime.base)
-        watch = gradient.Watch(
-            gradient.rows_with_terminals(
+        watch = terminal_signal.Watch(
+            terminal_signal.rows_with_terminals(
                 arm.recipe, corpus, CueWriter(models.load_tokenizer(str(base))), target
             ),
             amounts.steps,
@@ -298,7 +298,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
         "base": json.loads((base / "base.json").read_text()),
-        "provenance": record.provenance(),
+        "provenance": provenance.provenance(),
     }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from endprompt import theory
 from endprompt.errors import PositionError
-from endprompt.record import writing
+from endprompt.io.files import writing
 from endprompt.report.reading import Arm, Run, arms, label, number, roles, window
 
 if TYPE_CHECKING:

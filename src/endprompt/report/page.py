@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from endprompt import __version__
-from endprompt.record import write_text
+from endprompt.io.files import write_text
 from endprompt.report import figures, tables
 from endprompt.report.reading import Run, arms, label, roles
 from endprompt.report.verdict import plural, verdict

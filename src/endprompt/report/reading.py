@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from endprompt.errors import DataError
-from endprompt.record import SCHEMA_VERSION
+from endprompt.io.provenance import SCHEMA_VERSION
 
 Run = Mapping[str, Any]
 Arm = Mapping[str, Any]

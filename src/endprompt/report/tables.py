@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from endprompt.record import write_text
+from endprompt.io.files import write_text
 from endprompt.report.reading import (
     METRICS,
     Metric,

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endprompt import embedded, record
 from endprompt.errors import DependencyError, OutputError
+from endprompt.io import files, provenance
+from endprompt.models import embedded
 from endprompt.sft.settings import Tuning
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
     model, carried = _find(start)
     done = run.tune(model, data, settings, out=out, **given)
     found = {
-        **record.provenance(),
+        **provenance.provenance(),
         **carried,
         "kind": "sft",
         "command": shlex.join(["endprompt", *sys.argv[1:]]),
@@ -49,7 +50,7 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
         "sft": done.__dict__,
     }
     if os.environ.get("RANK", "0") == "0":
-        record.write_json(out / "run.json", found)
+        files.write_json(out / "run.json", found)
     return done
 
 

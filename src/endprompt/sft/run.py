@@ -21,13 +21,14 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from endprompt import record, rope
+from endprompt import rope
 from endprompt.errors import RecipeError, TrainingError
+from endprompt.io import claims, files, provenance
+from endprompt.models import checkpoint as models
 from endprompt.recipe import Training
 from endprompt.sft import examples
 from endprompt.sft.settings import Tuning
 from endprompt.train import adapters
-from endprompt.train import model as models
 from endprompt.train.run import COMPLETE, MarkComplete, last_whole_checkpoint
 
 Progress = Callable[[dict[str, Any]], None]
@@ -90,9 +91,9 @@ def tune(
     left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
     say(f"{kept}{left_out}")
     fingerprint = found.fingerprint()
-    chosen = record.sha256_of(settings.model_dump(mode="json"))
+    chosen = files.sha256_of(settings.model_dump(mode="json"))
     claimed = {"settings": chosen, "model": model, "data": fingerprint}
-    record.claim(out / "claim.json", claimed, alone=True)
+    claims.claim(out / "claim.json", claimed, alone=True)
 
     before = _window_settings(config)
     torch.manual_seed(settings.seed)
@@ -123,7 +124,7 @@ def tune(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OSError as error:
-        raise record.full_disk(error, out) from error
+        raise files.full_disk(error, out) from error
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     done = Tuned(
         settings=settings.model_dump(mode="json"),
@@ -138,7 +139,7 @@ def tune(
         learnt=found.learnt,
         steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
-        peak_memory_bytes=record.peak_memory_bytes(),
+        peak_memory_bytes=provenance.peak_memory_bytes(),
         resumed_at=resumed,
         curve=curve,
     )

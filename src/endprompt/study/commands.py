@@ -22,8 +22,8 @@ import numpy as np
 import yaml
 
 import endprompt
-from endprompt import record
 from endprompt.errors import EvaluationError
+from endprompt.io import files
 from endprompt.recipe import Recipe
 from endprompt.study.definition import EVALUATIONS, Arm, Measure, Scale, Study
 from endprompt.study.numbers import PERCENT, Place, Values
@@ -106,7 +106,7 @@ class Commands:
         settings = self.recipe(arm).model_dump(
             mode="json", exclude={"name", "summary", "source", "departs"}
         )
-        digest = record.sha256_of([self._scale, settings, self._target(arm), arm.model])
+        digest = files.sha256_of([self._scale, settings, self._target(arm), arm.model])
         return f"{arm.built().name}-{digest[:8]}"
 
     def _target(self, arm: Arm) -> int:
@@ -195,7 +195,7 @@ class Commands:
             for arm in study.arms_at(self._scale).values():
                 values = self.recipe(arm).model_dump(mode="json")
                 path = self._out / "recipes" / f"{self.folder(arm)}.yaml"
-                record.write_text(path, yaml.safe_dump(values, sort_keys=False))
+                files.write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     def run(self, progress: Callable[[int, int, Command], None]) -> None:
         """Run what is not done, one command at a time: each uses the whole machine.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from endprompt import record
-from endprompt.report.lab_summary import Estimate
+from endprompt.io import provenance
+from endprompt.lab.summary import Estimate
 from endprompt.study.definition import SMALLER, Arm, Measure, Scale, Study
 from endprompt.study.numbers import Place, Results, Values, at_all, mean_of, minus
 
@@ -246,7 +246,7 @@ def everything(
     """What `study.json` holds; missing: runs that are not done."""
     found = [record_of(study, scale, results) for study in studies]
     return {
-        "provenance": record.provenance(),
+        "provenance": provenance.provenance(),
         "kind": "study",
         "scale": scale,
         "command": command,

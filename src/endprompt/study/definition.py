@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from endprompt import recipe as recipes
-from endprompt import record
 from endprompt.errors import RecipeError, nearest
+from endprompt.io import files
 from endprompt.recipe import Recipe
 
 SHIPPED = Path(__file__).parents[1] / "studies"
@@ -63,7 +63,7 @@ class Arm(Settings):
         found = _recipe(self.recipe).replace(self.set)
         words = [found.name]
         if self.set:
-            words.append(record.sha256_of(self.set)[:6])
+            words.append(files.sha256_of(self.set)[:6])
         if self.tokens != 1:
             words.append(f"x{self.tokens:g}")
         return found.model_copy(update={"name": "-".join(words)})

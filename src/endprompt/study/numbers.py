@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from endprompt.report.lab_summary import DRAWS, Estimate, estimate
+from endprompt.lab.summary import DRAWS, Estimate, estimate
 from endprompt.study.definition import Arm, Measure, Study
 
 Floats = NDArray[np.float64]

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import platform
 
-from endprompt.memory import LARGE_BLOCK
+from endprompt.cost.memory import LARGE_BLOCK
 
 MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of glibc's malloc.h."""

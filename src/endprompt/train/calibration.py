@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from endprompt.train.loss import weighted_loss
-from endprompt.train.probe import batch_of
+from endprompt.train.position_check import batch_of
 
 STEP_TOKENS, PREFILL_TOKENS = 256, 1024
 GPU_TOKENS = 8192

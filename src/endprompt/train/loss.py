@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
-from endprompt.memory import CHUNK_TOKENS
 
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""

@@ -26,14 +26,23 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from endprompt import flops, memory, record, rope
+from endprompt import rope
+from endprompt.cost import flops, memory
+from endprompt.cost.memory import TOKENS_AT_ONCE
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import OutputError, TrainingError
-from endprompt.memory import TOKENS_AT_ONCE
+from endprompt.io import claims, files, provenance
+from endprompt.models import checkpoint as models
 from endprompt.recipe import Recipe
-from endprompt.train import adapters, attention, calibration, cut, probe, recompute
-from endprompt.train import model as models
+from endprompt.train import (
+    activations,
+    adapters,
+    attention,
+    calibration,
+    context_parallel,
+    position_check,
+)
 from endprompt.train.loss import aligned, aligned_loss
 
 Progress = Callable[[dict[str, Any]], None]
@@ -59,7 +68,7 @@ class Trained:
     resumed_at: list[int]
     curve: list[dict[str, float]]
     position_check: list[dict[str, Any]]
-    provenance: dict[str, Any] = field(default_factory=record.provenance)
+    provenance: dict[str, Any] = field(default_factory=provenance.provenance)
 
 
 def train(
@@ -86,9 +95,9 @@ def train(
     TrainingError when the loss is no longer finite or rows are to be cut among ranks and can't be,
     OutputError for an `out` of another run.
     """
-    cut.require_cuttable(recipe)
+    context_parallel.require_cuttable(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    record.claim(
+    claims.claim(
         out / "claim.json",
         {
             "recipe_hash": recipe.hash(),
@@ -115,13 +124,15 @@ def train(
         rows.row(index)
     torch.manual_seed(recipe.training.seed)
     network = models.load(model, config)
-    checks = probe.check_positions(network, base, target)
-    probe.require(checks)
+    checks = position_check.check_positions(network, base, target)
+    position_check.require(checks)
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
-    batches = amounts.batches(cut.readers(), _tokens_at_once(recipe, flops.read(config)))
-    recompute.choose(
+    batches = amounts.batches(
+        context_parallel.readers(), _tokens_at_once(recipe, flops.read(config))
+    )
+    activations.choose(
         network,
         whole=bool(training.gradient_checkpointing),
         tokens=batches[0] * amounts.row_tokens,
@@ -144,13 +155,13 @@ def train(
             callbacks=[MarkComplete(resumed), _Report(progress), *callbacks],
             teacher=teacher,
             row_tokens=amounts.row_tokens,
-            row_flops=recipe.row_flops(flops.read(config), False),
+            row_flops=flops.row(recipe, flops.read(config), False).total,
         )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OSError as error:
-        raise record.full_disk(error, out) from error
+        raise files.full_disk(error, out) from error
     except RuntimeError as error:  # what torch and safetensors raise for a full disk
         if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
             raise OutputError(
@@ -171,9 +182,9 @@ def train(
         target=target,
         steps=amounts.steps,
         tokens=amounts.tokens,
-        flops=amounts.rows * recipe.row_flops(flops.read(config)),
+        flops=amounts.rows * flops.row(recipe, flops.read(config)).total,
         seconds=sum(entry["seconds"] for entry in curve),
-        peak_memory_bytes=record.peak_memory_bytes(),
+        peak_memory_bytes=provenance.peak_memory_bytes(),
         epochs=rows.epochs,
         resumed_at=resumed,
         curve=curve,
@@ -190,7 +201,7 @@ def train(
             whole.load_state_dict(state)
         whole = adapters.merge(whole)
         models.save(whole, tokenizer, out / "model", target)
-        record.write_json(out / "train.json", done.__dict__)
+        files.write_json(out / "train.json", done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
 
@@ -250,7 +261,7 @@ class RowTrainer(Trainer):
         ]
         total = torch.stack(parts).sum().to(device)
         if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum() / cut.ranks_of_a_row()
+            total = self.accelerator.gather(total).sum() / context_parallel.ranks_of_a_row()
         return total
 
     def training_step(
@@ -261,10 +272,10 @@ class RowTrainer(Trainer):
 
     def _prepare_context_parallel_inputs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Cut all columns of a row among its ranks: the Trainer knows of its own only."""
-        ranks = cut.ranks_of_a_row()
+        ranks = context_parallel.ranks_of_a_row()
         if ranks == 1:
             return contextlib.nullcontext, inputs
-        return cut.cut(self.accelerator, inputs, ranks)
+        return context_parallel.cut(self.accelerator, inputs, ranks)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Columns as they are: for DeepSpeed the Trainer would round loss weights to bf16."""
@@ -360,7 +371,7 @@ def _memory_gib() -> float:
     """Peak memory of this process, on the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return record.peak_memory_bytes() / 2**30
+    return provenance.peak_memory_bytes() / 2**30
 
 
 class MarkComplete(TrainerCallback):
@@ -380,7 +391,7 @@ class MarkComplete(TrainerCallback):
             if path.is_file()
         }
         mark = {"sizes": sizes, "resumed_at": self._resumed_at}
-        record.write_json(folder / COMPLETE, mark)
+        files.write_json(folder / COMPLETE, mark)
 
 
 class _Report(TrainerCallback):

@@ -22,7 +22,7 @@ from typing import Any
 from endprompt.errors import DependencyError, EvaluationError
 from endprompt.eval.ruler import standin
 from endprompt.eval.ruler.sentences import Beginnings, Splitter, punkt
-from endprompt.record import sha256_file, sha256_of
+from endprompt.io.files import sha256_file, sha256_of
 
 NOT_COMPARABLE = "not comparable with published RULER"
 

@@ -16,7 +16,7 @@ from endprompt.eval.ruler.counting import TokenCounter
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
 from endprompt.eval.ruler.generate import Cell
 from endprompt.eval.ruler.tasks import TASKS, Task, find_task, texts_of
-from endprompt.record import sha256_file, write_json, writing
+from endprompt.io.files import sha256_file, write_json, writing
 
 Advance = Callable[[int], None]
 """Told the tokens of prompts (their target length) that have been written since the last call."""

@@ -14,7 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from endprompt.errors import DependencyError
-from endprompt.record import sha256_of
+from endprompt.io.files import sha256_of
 
 PUBLISHED = "84d40fb8d5b280806c9e2306ece63ed16370bc638bb32b86aa64bde50d6e5fa1"
 """Hash of the wording that equals NVIDIA's generator."""

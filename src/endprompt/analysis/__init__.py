@@ -1,0 +1,1 @@
+"""Looks inside a recipe or a model; changes nothing."""

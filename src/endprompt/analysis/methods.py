@@ -1,0 +1,214 @@
+"""Every recipe in one line: what it is, the distances its rows train, the cost of a step.
+
+Rows come from the same `RowSource` that trains, over a stand-in text: positions follow from
+lengths alone, and no model or tokenizer is needed. A stand-in token is a word, a digit or a
+mark, and one in twenty ends a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from endprompt import recipe as recipes
+from endprompt import theory
+from endprompt.cost import flops
+from endprompt.cost.flops import LLAMA_3_8B
+from endprompt.cues import SENTENCE_ENDS, CueWriter
+from endprompt.data.rows import RowSource
+from endprompt.positions import Ints
+from endprompt.recipe import Recipe
+
+MOST_INTERVALS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe at a window, a target and a length of rows."""
+
+    recipe: Recipe
+    row_tokens: int
+    intervals: list[tuple[int, int]]
+    """Distances trained by the rows looked at; empty where nothing trains."""
+    share: float
+    """Part of 1 .. L-1 that they are."""
+    far: float
+    """Part of all query-key pairs whose distance is beyond the window."""
+    cost: float
+    """FLOPs of a step at equal physical tokens, as a multiple of `short`'s; 0: no training."""
+
+
+def table(
+    names: list[str],
+    *,
+    window: int,
+    target: int,
+    rows: int = 1000,
+    row_tokens: int | None = None,
+    decoder: flops.Decoder = LLAMA_3_8B,
+) -> list[Line]:
+    """Lines of the recipes named, `rows` rows of each looked at.
+
+    row_tokens  physical tokens of a short row; None: the window
+    """
+    short = _cost(recipes.load("short"), row_tokens or window, decoder)
+    found = []
+    for name in names:
+        recipe = recipes.load(name)
+        tokens = _row_tokens(recipe, row_tokens or window, window, target)
+        counts = np.zeros(target, dtype=np.int64)
+        if recipe.trained:
+            source = row_source(recipe, tokens, target=target, count=rows)
+            counts = theory.coverage(
+                (
+                    part
+                    for index in range(rows)
+                    for part in seen_together(source.row(index).positions_T, recipe)
+                ),
+                target=target,
+            )
+        counts[0] = 0
+        found.append(
+            Line(
+                recipe=recipe,
+                row_tokens=tokens,
+                intervals=[(first, last) for first, last, _ in theory.intervals(counts)],
+                share=float((counts[1:] > 0).mean()),
+                far=float(counts[window:].sum() / max(counts.sum(), 1)),
+                cost=_cost(recipe, tokens, decoder) / short,
+            )
+        )
+    return found
+
+
+def seen_together(positions_T: Ints, recipe: Recipe) -> list[Ints]:
+    """Positions whose tokens attend to one another: the row, or LongLoRA's groups of it."""
+    if recipe.training.attention == "full":
+        return [positions_T]
+    groups = recipe.training.attention_groups
+    size = len(positions_T) // groups
+    shifts = np.arange(groups) * size + size // 2
+    return np.split(positions_T, groups) + np.split(positions_T, shifts)
+
+
+def row_source(recipe: Recipe, tokens: int, *, target: int, count: int, seed: int = 0) -> RowSource:
+    """Rows of a recipe over a stand-in text, `tokens` physical tokens each."""
+    rows = recipe.rows.model_copy(update={"tokens": tokens})
+    cues = CueWriter(StandInTokenizer())
+    ends = cues.sentence_ends()
+    return RowSource(StandInText(4 * tokens, ends), rows, cues, target=target, seed=seed,
+                     count=count)  # fmt: skip
+
+
+class StandInTokenizer:
+    """Words, digits and marks as tokens; ids are given out as they come."""
+
+    eos_token_id = 0
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {"<|end|>": 0, **{mark: n for n, mark in
+                                     enumerate(SENTENCE_ENDS, 1)}}  # fmt: skip
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids given out so far."""
+        return self._ids
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:  # noqa: ARG002
+        words = re.findall(r"\d|[^\W\d]+|\n|[^\w\s]", text)
+        ids = [self._ids.setdefault(word, len(self._ids)) for word in words]
+        return {"input_ids": ids}
+
+
+class StandInText:
+    """One document of tokens that mean nothing, with the ends of its sentences."""
+
+    eos = 0
+
+    def __init__(self, tokens: int, sentence_ends: NDArray[np.int64]) -> None:
+        rng = np.random.default_rng(0)
+        self._text = rng.integers(1000, 2000, tokens)
+        self._text[rng.random(tokens) < 1 / 20] = sentence_ends[0]
+        self.lengths = np.array([tokens], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return self._text
+
+
+def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: str) -> str:
+    """The page docs/methods.md."""
+    head = f"""# Methods
+
+Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`.
+`pose+recall` mixes the rows of two in equal parts, `0.8pose+0.2recall` in others.
+
+Made by `endprompt methods --markdown` for a window of {window:,} tokens, a target of {target:,}
+and {rows:,} rows of each recipe. *Distances* is the set of position
+differences that attention sees in those rows, from the sampler that trains; *share* is its part
+of 1 .. L-1, *far* the part of all query-key pairs whose distance is beyond the window. *Cost* is
+what a step costs at equal physical tokens, as a multiple of `short`: FLOPs of forward and
+backward for {model}.
+Anchors are measured with a stand-in tokenizer (a token a word), so that ends of intervals differ
+by some tokens from those of a real one.
+
+| recipe | what it is | tokens a row | distances | share | far | cost |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+    body = "".join(
+        f"| `{line.recipe.name}` | {line.recipe.summary} | {line.row_tokens:,} | "
+        f"{written(line.intervals) if line.recipe.trained else 'none trained'} | "
+        f"{line.share:.1%} | {line.far:.1%} | {line.cost:.2f} |\n"
+        for line in lines
+    )
+    sources = "".join(
+        f"- **`{line.recipe.name}`** follows {line.recipe.source}."
+        + (f" It departs: {line.recipe.departs}." if line.recipe.departs else "")
+        + "\n"
+        for line in lines
+    )
+    return f"{head}{body}\n## Sources\n\n{sources}"
+
+
+def written(intervals: list[tuple[int, int]]) -> str:
+    """Intervals in words; many are counted.
+
+    >>> written([(1, 9), (20, 31)])
+    '1-9, 20-31'
+    """
+    if len(intervals) <= MOST_INTERVALS:
+        return ", ".join(f"{a:,}-{b:,}" if a != b else f"{a:,}" for a, b in intervals)
+    gaps = [after[0] - before[1] - 1 for before, after in pairwise(intervals)]
+    return (
+        f"{intervals[0][0]:,}-{intervals[-1][1]:,} with {len(gaps)} gaps, the widest {max(gaps):,}"
+    )
+
+
+def _row_tokens(recipe: Recipe, short: int, window: int, target: int) -> int:
+    tokens = recipe.rows.tokens
+    return (
+        tokens
+        if isinstance(tokens, int)
+        else {"window": window, "target": target}.get(tokens, short)
+    )
+
+
+def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
+    """FLOPs a token of training."""
+    training = recipe.training
+    row = flops.training(
+        decoder,
+        row_tokens,
+        trains=training.trains,
+        kind=training.attention,
+        groups=training.attention_groups,
+        lora_rank=training.lora_rank,
+        taught=training.prefix_loss == "base",
+    )
+    return row.total / row_tokens

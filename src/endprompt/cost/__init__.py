@@ -1,0 +1,1 @@
+"""Counts before running: operations, memory, time."""

@@ -1,0 +1,195 @@
+"""Floating-point operations of a decoder, counted from the numbers in its config.
+
+A multiply and an add count as two. Matrix products are counted and nothing else: norms,
+activations, softmax and RoPE are below a percent at the sizes where it matters. Attention is
+counted as causal kernels compute it, half of the square of a row's physical length: positions
+cost nothing, only tokens do, which is why short rows are cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from endprompt.recipe import Recipe
+
+Attention = Literal["full", "shifted"]
+Trains = Literal["nothing", "all", "lora", "lora+", "attention"]
+
+UNGATED = ("gpt_neox", "gpt2", "gptj", "phi", "falcon", "starcoder2", "opt", "bloom")
+"""Model types whose feed-forward part has two matrices; all others gate theirs with a third."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a decoder-only transformer."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    gated: bool = True
+    tied: bool = False
+
+    @property
+    def attention_weights(self) -> int:
+        """Weights of q, k, v and o over all layers."""
+        return self.layers * 2 * self.hidden * self.head_size * (self.heads + self.kv_heads)
+
+    @property
+    def feed_forward_weights(self) -> int:
+        """Weights of the feed-forward parts over all layers."""
+        return self.layers * (2 + self.gated) * self.hidden * self.intermediate
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the map to the vocabulary."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def weights(self) -> int:
+        """All weights but those of norms and biases."""
+        embeddings = 0 if self.tied else self.head_weights
+        return self.attention_weights + self.feed_forward_weights + self.head_weights + embeddings
+
+
+def read(config: Any) -> Decoder:
+    """Sizes of a decoder from its Transformers config."""
+    heads = config.num_attention_heads
+    return Decoder(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+        gated=config.model_type not in UNGATED,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+    )
+
+
+def attention(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int = 4) -> float:
+    """Scores and sums of values of one row, forward: 4 T^2/2 per head and unit of head size.
+
+    `shifted` stays in groups of T/groups; half of the heads have half a group at each end.
+    """
+    pairs = tokens**2 / 2
+    if kind == "shifted":
+        group = tokens / groups
+        pairs = group**2 / 2 * (groups + (groups - 0.5)) / 2
+    return 4 * decoder.layers * decoder.heads * decoder.head_size * pairs
+
+
+def forward(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int = 4) -> float:
+    """One row of `tokens` through the model, logits of every token included."""
+    linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
+    return 2 * linear * tokens + attention(decoder, tokens, kind, groups)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations by kind: devices do matrix products faster than attention."""
+
+    products: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """Both kinds."""
+        return self.products + self.attention
+
+
+def training(
+    decoder: Decoder,
+    tokens: int,
+    *,
+    trains: Trains = "all",
+    kind: Attention = "full",
+    groups: int = 4,
+    lora_rank: int = 8,
+    checkpointing: bool = False,
+    taught: bool = False,
+) -> Operations:
+    """Forward and backward of one row of `tokens`.
+
+    Backward sends a gradient through every matrix (as much as forward), through attention
+    (twice as much), and makes a gradient for each matrix that trains (as much as forward).
+    Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
+    no gradient needs. Where the model is taught by its base, that reads the row as well, and the
+    logits are made once more for the gradient. Zero for what trains nothing.
+    """
+    if trains == "nothing":
+        return Operations(0.0, 0.0)
+    linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
+    trained = {  # matrices whose gradient is a product; LoRA's own come below
+        "all": linear,
+        "attention": decoder.attention_weights,
+        "lora": 0,
+        "lora+": decoder.head_weights if decoder.tied else 0,
+    }[trains]
+    inner = attention(decoder, tokens, kind, groups)
+    products = (2 * linear + 2 * linear + 2 * trained) * tokens
+    if trains in ("lora", "lora+"):
+        products += 3 * 2 * _lora_weights(decoder, lora_rank) * tokens
+    if checkpointing:
+        last = decoder.layers * decoder.hidden * decoder.intermediate
+        products += 2 * (linear - decoder.head_weights - last) * tokens
+    inner *= 4 if checkpointing else 3
+    if taught:
+        products += 2 * (linear + decoder.head_weights) * tokens
+        inner += attention(decoder, tokens)
+    return Operations(products, inner)
+
+
+def row(recipe: Recipe, decoder: Decoder, checkpointing: bool | None = None) -> Operations:
+    """Operations of training on one row of a resolved recipe.
+
+    checkpointing  None: as the recipe has it
+    """
+    settings = recipe.training
+    if checkpointing is None:
+        checkpointing = bool(settings.gradient_checkpointing)
+    return training(
+        decoder,
+        recipe.amounts.row_tokens,
+        trains=settings.trains,
+        kind=settings.attention,
+        groups=settings.attention_groups,
+        lora_rank=settings.lora_rank,
+        checkpointing=checkpointing,
+        taught=settings.prefix_loss == "base",
+    )
+
+
+def _lora_weights(decoder: Decoder, rank: int) -> int:
+    """Weights of LoRA on q, k, v and o of every layer."""
+    q, k = decoder.heads * decoder.head_size, decoder.kv_heads * decoder.head_size
+    return decoder.layers * rank * (2 * (decoder.hidden + q) + 2 * (decoder.hidden + k))
+
+
+def trained_weights(decoder: Decoder, trains: Trains, lora_rank: int = 8) -> int:
+    """Weights with a gradient and an optimizer's state; those of norms are left out."""
+    lora = _lora_weights(decoder, lora_rank)
+    return {
+        "nothing": 0,
+        "all": decoder.weights,
+        "attention": decoder.attention_weights,
+        "lora": lora,
+        "lora+": lora + decoder.head_weights,  # the embeddings have the head's size
+    }[trains]
+
+
+LLAMA_3_8B = Decoder(
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    heads=32,
+    kv_heads=8,
+    head_size=128,
+    vocabulary=128256,
+)
+"""The paper's model."""

@@ -1,0 +1,1 @@
+"""The main job: one model, one target, every arm."""

@@ -1,0 +1,590 @@
+"""The main job as a sequence of steps: resolve, check, prepare, train, evaluate, report.
+
+Heavy work is done by other commands (`doctor`, `train`, `eval window`) in processes of their own,
+which meet this one in files. A step whose file is there is not done again, so that a killed run
+goes on where it was when the same command is given.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from endprompt import rope
+from endprompt.cost import flops, memory
+from endprompt.errors import OutputError, RecipeError
+from endprompt.extension import record
+from endprompt.io import claims, files, jobs, provenance
+from endprompt.models import embedded
+from endprompt.recipe import Recipe
+
+if TYPE_CHECKING:
+    from endprompt.data.rows import Row
+
+SHOWN_ROWS = 64
+"""Rows of each arm that the report's example and distances are taken from."""
+WORKERS = 2
+"""Jobs side by side on a CPU, each with its share of the cores."""
+CHECKPOINT_BYTES = 2 * 12
+"""Bytes a parameter of the two checkpoints that are kept: weights and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of the comparison."""
+
+    name: str
+    label: str
+    recipe: Recipe
+
+    @property
+    def trained(self) -> bool:
+        """False for the base and for untrained scaling."""
+        return self.recipe.trained
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, every amount a number or left to `plan`."""
+
+    model: str | None
+    target: int
+    text: list[str]
+    recipe: Recipe
+    out: Path
+    controls: bool = False
+    lengths: list[int] | None = None
+    documents: int | None = None
+    needles: int = 16
+    command: str = "endprompt extend"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done and what it costs on this machine."""
+
+    model: dict[str, Any]
+    text: dict[str, Any]
+    recipe: Recipe
+    arms: list[Arm]
+    jobs: list[jobs.Job]
+    lengths: list[int]
+    documents: int
+    at_once: int
+    threads: int
+    costs: dict[str, Any]
+    checks: list[dict[str, Any]]
+
+
+Say = Callable[[str], None]
+
+
+def arms_of(recipe: Recipe, controls: bool) -> list[Arm]:
+    """Base and untrained scaling, then the method, then its two controls at equal tokens."""
+    plain = recipe.untrained()
+    base = plain.model_copy(
+        update={"name": "base", "rope": plain.rope.model_copy(update={"scaling": "none"})}
+    )
+    scaled = plain.rope.scaling.upper()
+    found = [
+        Arm("base", "base, unscaled", base),
+        Arm("untrained", f"{scaled}, untrained", plain),
+    ]
+    if recipe.trained:
+        found.append(Arm(recipe.name, f"{scaled} + {recipe.name}", recipe))
+        if controls:
+            found.append(Arm("short", f"{scaled} + plain short text (control)", recipe.plain()))
+            if recipe.jumps:
+                bare = recipe.without_jump()
+                found.append(Arm(bare.name, f"{scaled} + {recipe.name} without the jump", bare))
+    return found
+
+
+def extend(
+    model: str | None = None,
+    *,
+    to: int | str,
+    out: str | Path,
+    text: list[str] | str | None = None,
+    method: str | Path = "recall-anchors",
+    scaling: str | None = None,
+    settings: dict[str, Any] | None = None,
+    controls: bool = False,
+    lengths: Sequence[int | str] | None = None,
+    needles: int = 16,
+) -> dict[str, Any]:
+    """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
+
+    model     checkpoint folder, GGUF file or hub name; None: the embedded model
+    to        target window in tokens, as 65536 or "64k"
+    out       folder of the run; one that was interrupted goes on
+    text      files, folders, globs or a hub data set; None: the embedded text
+    settings  dotted keys of the recipe, as {"training.tokens": 100_000}
+    controls  train the two controls too, on as many tokens
+    lengths   tokens at which models are compared; None: inside and past the old window
+    needles   planted within the shortest length, and asked at each
+
+    Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
+    EndPromptError for everything that a user can cause.
+    """
+    from endprompt import recipe as recipes
+    from endprompt import units
+
+    overrides = dict(settings or {}) | ({"rope.scaling": scaling} if scaling else {})
+    request = Request(
+        model=model,
+        target=units.tokens(str(to)),
+        text=[text] if isinstance(text, str) else list(text or []),
+        recipe=recipes.load(method).replace(overrides),
+        out=Path(out),
+        controls=controls,
+        lengths=[units.tokens(str(length)) for length in lengths] if lengths else None,
+        needles=needles,
+        command="endprompt.extend(...)",
+    )
+    return run(request, say=_unheard, watch=_unheard, show=_unheard)
+
+
+def _unheard(*_: Any) -> None:
+    """Nobody looks on."""
+
+
+def run(
+    request: Request, *, say: Say, watch: jobs.Watcher, show: Callable[[Plan], None]
+) -> dict[str, Any]:
+    """Do all of it and return what `run.json` holds.
+
+    say    told what is going on, a line at a time
+    watch  told how far each job is (`jobs.run`)
+    show   given the plan before any training starts
+
+    Raises an EndPromptError for everything that a user can cause.
+    """
+    request.out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(request.out) as lock:
+        began = time.time()
+        plan = make_plan(request, say, watch, lock)
+        show(plan)
+        _require_disk(request.out, plan)
+        for arm in plan.arms:
+            if not arm.trained:
+                _link(plan, arm, request)
+        seconds = jobs.run(
+            plan.jobs,
+            request.out / "jobs",
+            at_once=plan.at_once,
+            threads=plan.threads,
+            watch=watch,
+            lock=lock,
+        )
+        found = gather(request, plan)
+        found["timings"] = _timings(request.out, seconds, time.time() - began)
+        from endprompt.report.page import write
+        from endprompt.report.verdict import verdict
+
+        found["verdict"] = verdict(found)
+        files.write_json(request.out / "run.json", found)
+        write({request.out.name: found}, request.out / "report.html")
+    return found
+
+
+def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Plan:
+    """Resolve model and text, prepare the data, check positions, and count the cost."""
+    from endprompt.models import checkpoint as models
+
+    model = embedded.resolve(request.model)
+    config = models.load_config(model)
+    base = rope.read_base(config)
+    rope.factor(base.window, request.target)  # refuses a target that is not above the window
+    gpus = _gpus()
+    recipe = request.recipe.resolve(window=base.window, target=request.target, gpu=gpus > 0)
+    lengths = request.lengths or default_lengths(base.window, request.target)
+    if max(lengths) > request.target:
+        raise RecipeError(
+            f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
+        )
+    documents = request.documents or (4 if gpus else 1)
+    _claim(request, model, recipe, lengths, documents)
+
+    data = request.out / "data"
+    text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say)
+    documents = min(documents, text["holdout_documents"])
+    arms = arms_of(recipe, request.controls)
+    _rows(request, arms, model)  # what can't be made is said before anything runs
+    at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
+    checked = _check(request, model, recipe, threads, watch, lock)
+
+    costs = _costs(recipe, arms, config, lengths, documents, checked["calibration"], at_once)
+    return Plan(
+        model=_about_model(request.model, model, config, base, checked["calibration"]),
+        text=text,
+        recipe=recipe,
+        arms=arms,
+        jobs=_jobs(request, model, arms, lengths, documents, costs),
+        lengths=lengths,
+        documents=documents,
+        at_once=at_once,
+        threads=threads,
+        costs=costs,
+        checks=checked["checks"],
+    )
+
+
+def default_lengths(window: int, target: int) -> list[int]:
+    """Half of the window, the window, and up to the target, which is always there."""
+    past = [round(window + (target - window) * part / 2) for part in (1, 2)]
+    return sorted({window // 2, window, *past, target})
+
+
+def gather(request: Request, plan: Plan) -> dict[str, Any]:
+    """Everything that the jobs left, in the shape of `run.json`."""
+    found: dict[str, Any] = {
+        **provenance.provenance(),
+        "kind": "extend",
+        "command": request.command,
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe_hash": plan.recipe.hash(),
+        "model": plan.model,
+        "text": plan.text,
+        "target": request.target,
+        "lengths": plan.lengths,
+        "plan": plan.costs["total"],
+        "position_check": plan.checks,
+        "arms": [
+            record.arm_record(request.out / "arms" / arm.name, arm.name, arm.label, arm.recipe)
+            for arm in plan.arms
+        ],
+    }
+    found |= _rows_shown(request, plan)
+    found["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
+    for arm in plan.arms:
+        if arm.name == plan.recipe.name:
+            found["checkpoint"] = str(request.out / "arms" / arm.name / "model")
+    return found
+
+
+def _rows(request: Request, arms: Sequence[Arm], model: str) -> dict[str, list[Row]]:
+    """The first rows of every arm that trains. Raises RecipeError where they can't be made."""
+    from endprompt.cues import CueWriter
+    from endprompt.data import holdout
+    from endprompt.data.rows import RowSource
+    from endprompt.models.checkpoint import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    documents, _ = holdout.training_documents(request.out / "data")
+
+    def rows_of(recipe: Recipe) -> list[Row]:
+        source = RowSource(
+            documents,
+            recipe.rows,
+            CueWriter(tokenizer),
+            target=request.target,
+            seed=recipe.training.seed,
+            count=SHOWN_ROWS,
+        )
+        return [source.row(index) for index in range(SHOWN_ROWS)]
+
+    return {arm.name: rows_of(arm.recipe) for arm in arms if arm.trained}
+
+
+def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
+    """One row of the method as text with positions, and the distances that each arm trains."""
+    from endprompt.analysis import coverage
+    from endprompt.models.checkpoint import load_tokenizer
+
+    tokenizer = load_tokenizer(plan.model["path"])
+    rows = _rows(request, plan.arms, plan.model["path"])
+    if not rows:
+        return {}
+    return {
+        "example_row": record.in_words(rows[plan.recipe.name], tokenizer),
+        "coverage": {
+            "recipes": [
+                coverage.summary(arm.name, arm.label, rows[arm.name], target=request.target)
+                for arm in plan.arms
+                if arm.trained
+            ]
+        },
+    }
+
+
+def _prepare(
+    request: Request,
+    recipe: Recipe,
+    tokenizer: Any,
+    lengths: list[int],
+    documents: int,
+    data: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """Tokenise the text into the run's folder and set held-out text aside."""
+    from endprompt.data import holdout
+    from endprompt.data.mixture import Weighted
+    from endprompt.data.prepare import prepare
+    from endprompt.data.prepared import open_documents
+    from endprompt.data.sources import open_source
+
+    specs = request.text or [str(embedded.text())]
+    name, licence = (
+        (", ".join(request.text), "the user's own")
+        if request.text
+        else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
+    )
+    say(f"text: {name}")
+    prepare([Weighted(open_source(spec)) for spec in specs], tokenizer, data)
+    found = open_documents(data, tokenizer=tokenizer)
+    if not (data / holdout.FILE).is_file():
+        split = holdout.split(
+            found, tokens=max(lengths), count=documents, row_tokens=recipe.amounts.row_tokens
+        )
+        holdout.save(data, split)
+    training, fingerprint = holdout.training_documents(data)
+    held = holdout.held_out_texts(data)
+    return {
+        "name": name,
+        "licence": licence,
+        "documents": len(training),
+        "tokens": int(training.lengths.sum()),
+        "sha256": fingerprint,
+        "holdout_documents": len(held),
+        "holdout_tokens": int(sum(map(len, held))),
+    }
+
+
+def _check(
+    request: Request, model: str, recipe: Recipe, threads: int, watch: jobs.Watcher, lock: int
+) -> dict[str, Any]:
+    """The position check and a short calibration, as a job; refuses to go on when it fails."""
+    result = request.out / "doctor.json"
+    path = request.out / "recipe.yaml"
+    files.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    arguments = ["doctor", model, "--to", str(request.target), "--method", str(path)]
+    if not recipe.trained and recipe.rope.scaling == "none":
+        raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
+    job = jobs.Job(
+        "check",
+        "position check and calibration",
+        [*arguments, "--calibrate", "--json", str(result)],
+        result,
+        seconds=30,
+    )
+    jobs.run([job], request.out / "jobs", at_once=1, threads=threads, watch=watch, lock=lock)
+    return json.loads(result.read_text())
+
+
+def _costs(
+    recipe: Recipe,
+    arms: list[Arm],
+    config: Any,
+    lengths: list[int],
+    documents: int,
+    calibration: dict[str, Any],
+    at_once: int,
+) -> dict[str, Any]:
+    """FLOPs, seconds and memory of a training and an evaluation, from the calibration's rates."""
+    decoder = flops.read(config)
+    training_rate = (
+        flops.training(decoder, calibration["step_tokens"]).total / calibration["step_seconds"]
+    )
+    reading_rate = (
+        flops.forward(decoder, calibration["prefill_tokens"]) / calibration["prefill_seconds"]
+    )
+    amounts = recipe.amounts
+    train_seconds = flops.row(recipe, decoder).total * amounts.rows / training_rate
+    # long contexts are read at a lower rate than the calibration's short one
+    eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
+    trained = sum(arm.trained for arm in arms)
+    held, tokens = recipe.training.memory(), memory.TOKENS_AT_ONCE
+    if calibration["gpu_bytes"]:
+        tokens = memory.tokens_at_once(decoder, calibration["gpu_bytes"], **held)
+    rows_at_once, passes = amounts.batches(1, tokens)
+    needed = memory.train_memory_bytes(
+        decoder,
+        row_tokens=amounts.row_tokens,
+        rows_at_once=rows_at_once,
+        accumulates=passes > 1,
+        **held,
+    ).total
+    seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
+    return {
+        "train_seconds": train_seconds,
+        "eval_seconds": eval_seconds,
+        "total": {
+            "steps": amounts.steps,
+            "rows": amounts.rows,
+            "row_tokens": amounts.row_tokens,
+            "tokens": amounts.tokens,
+            "flops": flops.row(recipe, decoder).total * amounts.rows,
+            "minutes": seconds / 60,
+            "memory_gib": needed / 2**30,
+            "trainings": trained,
+            "evaluations": len(arms),
+        },
+    }
+
+
+def _require_disk(out: Path, plan: Plan) -> None:
+    """Refuse to start what the disk can't hold: a model an arm, and two checkpoints at a time."""
+    parameters = plan.model["parameters"]
+    waiting = sum(arm.trained and not (out / "arms" / arm.name / "model").exists()
+                  for arm in plan.arms)  # fmt: skip
+    needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, plan.at_once)
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise OutputError(
+            f"the disk of {out} has {free / 2**30:.3g} GiB free, and models and checkpoints need "
+            f"{needed / 2**30:.3g} GiB: free some, or choose another --out"
+        )
+
+
+def _jobs(
+    request: Request,
+    model: str,
+    arms: list[Arm],
+    lengths: list[int],
+    documents: int,
+    costs: dict[str, Any],
+) -> list[jobs.Job]:
+    data = str(request.out / "data")
+    found = []
+    for arm in arms:
+        folder = request.out / "arms" / arm.name
+        if arm.trained:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_text(
+                folder / "recipe.yaml",
+                yaml.safe_dump(arm.recipe.model_dump(mode="json"), sort_keys=False),
+            )
+            found.append(
+                jobs.Job(
+                    f"train-{arm.name}",
+                    f"train {arm.label}",
+                    ["train", str(folder / "recipe.yaml"), "--model", model, "--data", data,
+                     "--to", str(request.target), "--out", str(folder)],
+                    folder / "train.json",
+                    seconds=costs["train_seconds"],
+                )
+            )  # fmt: skip
+    for arm in arms:
+        folder = request.out / "arms" / arm.name
+        found.append(
+            jobs.Job(
+                f"eval-{arm.name}",
+                f"evaluate {arm.label}",
+                ["eval", "window", str(folder / "model"), "--data", data,
+                 "--lengths", ",".join(map(str, lengths)), "--documents", str(documents),
+                 "--needles", str(request.needles), "--json", str(folder / "window.json")],
+                folder / "window.json",
+                needs=(f"train-{arm.name}",) if arm.trained else (),
+                seconds=costs["eval_seconds"],
+            )
+        )  # fmt: skip
+    # the base is read beside the first training: what is wrong with the text shows early
+    return sorted(found, key=lambda job: job.name != "eval-base")
+
+
+def _link(plan: Plan, arm: Arm, request: Request) -> None:
+    from endprompt.models import checkpoint as models
+
+    folder = request.out / "arms" / arm.name / "model"
+    if not folder.is_dir():
+        model = plan.model["path"]
+        config = models.scaled_config(model, arm.recipe, request.target)
+        models.link(model, config, models.load_tokenizer(model), folder, request.target)
+
+
+def _about_model(
+    asked: str | None, path: str, config: Any, base: rope.Base, calibration: dict[str, Any]
+) -> dict[str, Any]:
+    weights = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return {
+        "name": embedded.MODEL_NAME if asked is None else Path(path).name or path,
+        "source": f"package {embedded.MODEL_WHEEL.package} {embedded.MODEL_WHEEL.version}"
+        if asked is None
+        else asked,
+        "path": path,
+        "type": config.model_type,
+        "window_tokens": base.window,
+        "rope_theta": base.theta,
+        "parameters": calibration["parameters"],
+        "sha256": files.sha256_of([files.sha256_file(file) for file in weights]),
+        "licence": embedded.MODEL_LICENCE if asked is None else "that of the base",
+    }
+
+
+def _claim(
+    request: Request, model: str, recipe: Recipe, lengths: list[int], documents: int
+) -> None:
+    """Note what the folder is for; refuse one that holds another run."""
+    settings = {
+        "model": model,
+        "target": request.target,
+        "text": request.text,
+        "recipe": recipe.model_dump(mode="json"),
+        "lengths": lengths,
+        "documents": documents,
+        "needles": request.needles,
+    }
+    path = request.out / "extend.json"
+    if not path.is_file():
+        strangers = [p.name for p in request.out.iterdir() if p.name != ".lock"]
+        if strangers:
+            raise OutputError(
+                f"{request.out} holds other files ({', '.join(sorted(strangers)[:3])}): choose "
+                f"an empty folder for --out"
+            )
+    claims.claim(path, settings)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[int]:
+    """One run at a time in a folder; gives the lock's file descriptor."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise OutputError(
+            f"another process is writing {folder}: wait for it, or choose another --out"
+        ) from None
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, float]:
+    """Seconds of each job and of all, kept across runs that were interrupted."""
+    path = out / "timings.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    found = before | {key: round(value, 1) for key, value in seconds.items()}
+    found["total"] = (
+        round(before.get("total", 0.0) + total, 1) if seconds else before.get("total", 0.0)
+    )
+    files.write_json(path, found)
+    return found
+
+
+def _workers() -> tuple[int, int]:
+    cores = os.cpu_count() or 1
+    at_once = min(WORKERS, cores)
+    return at_once, max(1, cores // at_once)
+
+
+def _gpus() -> int:
+    """GPUs that torch sees, asked in a process of its own only where a driver is there."""
+    if not Path("/dev/nvidia0").exists() and not Path("/dev/kfd").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,1 @@
+"""Files and processes; no models."""

@@ -1,0 +1,466 @@
+"""The laboratory's tables, figures and page: `lab.html`, and the same as CSV, Markdown, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from endprompt.io import files
+from endprompt.lab.summary import (
+    CONTROL,
+    RECOVERED,
+    RIVAL,
+    Arms,
+    Estimate,
+    Group,
+    Result,
+    between,
+    estimate,
+    groups,
+    sentences,
+    verdict,
+    written,
+)
+from endprompt.report import figures, page
+from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.verdict import plural
+
+MARKS = {"better": "better", "worse": "worse"}
+
+
+def write(results: Sequence[Result], out: Path) -> list[Path]:
+    """Write `lab.html`, `lab.json` and tables and figures beside it; returns every path."""
+    found = groups(results)
+    written_ = [out / "lab.html", out / "lab.json"]
+    files.write_text(written_[0], render(results))
+    files.write_json(written_[1], compact(results))
+    for group in found:
+        for table in tables(group):
+            written_ += table.write(out / "tables")
+        for drawing in drawings(group):
+            written_ += drawing.write(out / "figures")
+    return written_
+
+
+def compact(results: Sequence[Result]) -> dict[str, Any]:
+    """What the page says, as numbers: for `benchmarks/results`."""
+    return {
+        "provenance": results[0]["provenance"],
+        "warm_start": results[0]["base"]["warm_start"],
+        "bases": _bases(results),
+        "groups": [
+            {
+                "scaling": group.scaling,
+                "factor": group.factor,
+                "sentences": sentences(group),
+                "arms": [_arm_numbers(group, arm) for arm in group.arms],
+            }
+            for group in groups(results)
+        ],
+    }
+
+
+def _bases(results: Sequence[Result]) -> list[dict[str, Any]]:
+    known = {result["base"]["seed"]: result["base"] for result in results}
+    return [
+        {key: round(base[key], 2) for key in ("seed", "cpu_seconds", "tokens", "parameters")}
+        for base in known.values()
+    ]
+
+
+def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "arm": arm.name,
+        "accuracy": {str(length): _rounded(estimate(arm.scores(length))) for length in arm.lengths},
+        "by_seed": {
+            str(seed): round(score, 4)
+            for seed, score in zip(arm.seeds, arm.accuracy(group.target), strict=True)
+        },
+        "by_kind": {
+            kind: round(float(np.mean(arm.accuracy(group.target, [kind]))), 4) for kind in arm.kinds
+        },
+        "recovered": len(group.recovered(arm)),
+        "loss_quarters": {
+            length: [round(float(value), 4) for value in arm.loss(int(length))]
+            for length in arm.results[0]["loss"]
+        },
+        "tokens": arm.results[0]["tokens"],
+        "flops": arm.results[0]["flops"],
+        "train_seconds": round(_mean(arm, "train_seconds"), 1),
+    }
+    for other in (group.control, group.rival):
+        gap = between(arm, other, group.target) if other is not None else None
+        if gap is not None and other is not None and other.name != arm.name:
+            numbers[f"minus_{other.name}"] = _rounded(gap)
+    return numbers
+
+
+def _rounded(one: Estimate) -> list[float | None]:
+    return [None if value is None else round(value, 4) for value in (one.mean, one.low, one.high)]
+
+
+def _mean(arm: Arms, key: str) -> float:
+    return float(np.mean([result[key] for result in arm.results]))
+
+
+def _accuracy_cell(arm: Arms, length: int) -> Cell:
+    found = estimate(arm.scores(length))
+    note = "" if found.low is None else f"[{found.low:.2f}, {found.high:.2f}]"
+    return Cell(f"{found.mean:.3f}", note, found.mean)
+
+
+def _name(group: Group, what: str) -> str:
+    return f"{what}-{group.scaling}-s{group.factor}"
+
+
+def tables(group: Group) -> list[Table]:
+    """Every table of one scaling and factor."""
+    return [
+        accuracy(group),
+        by_kind(group),
+        by_depth(group),
+        by_seed(group),
+        losses(group),
+        signal(group),
+        costs(group),
+    ]
+
+
+def accuracy(group: Group) -> Table:
+    """Accuracy by length, recovery, and the paired differences at the target."""
+    others = [arm for arm in (group.control, group.rival) if arm is not None]
+    rows = []
+    for arm in group.arms:
+        kept = group.recovered(arm)
+        of_kept = float(np.mean(arm.of(kept).accuracy(group.target))) if kept else None
+        gaps = [between(arm, other, group.target) for other in others]
+        rows.append(
+            (
+                Cell(arm.name),
+                *(_accuracy_cell(arm, length) for length in arm.lengths),
+                Cell(f"{len(kept)} of {len(arm.results)}", value=len(kept)),
+                Cell(ABSENT) if of_kept is None else Cell(f"{of_kept:.3f}", value=of_kept),
+                *(
+                    Cell("")
+                    if gap is None or other.name == arm.name
+                    else Cell(written(gap), verdict(gap), gap.mean)
+                    for gap, other in zip(gaps, others, strict=True)
+                ),
+            )
+        )
+    lengths = group.arms[0].lengths
+    return Table(
+        _name(group, "accuracy"),
+        f"Answers right, mean over kinds of question, {_title(group)}; 95 % bootstrap intervals "
+        f"over bases and questions. Recovered: at least {RECOVERED:.0%} of the base's own accuracy "
+        f"at {group.window:,} tokens",
+        (
+            "arm",
+            *(f"{length:,}" for length in lengths),
+            "recovered",
+            f"those at {group.target:,}",
+            *(f"minus {other.name} at {group.target:,}" for other in others),
+        ),
+        tuple(rows),
+    )
+
+
+def _title(group: Group) -> str:
+    return f"{group.scaling} by {group.factor}"
+
+
+def by_kind(group: Group) -> Table:
+    """Accuracy at the target for each kind of question."""
+    kinds = group.arms[0].kinds
+    rows = []
+    for arm in group.arms:
+        scores = [float(np.mean(arm.accuracy(group.target, [kind]))) for kind in kinds]
+        rows.append((Cell(arm.name), *(Cell(f"{score:.3f}", value=score) for score in scores)))
+    return Table(
+        _name(group, "kinds"),
+        f"Answers right at {group.target:,} tokens by kind of question, {_title(group)}",
+        ("arm", *kinds),
+        tuple(rows),
+    )
+
+
+QUARTERS = ("first quarter", "second", "third", "last quarter")
+
+
+def by_depth(group: Group) -> Table:
+    """Accuracy at the target by where the needle stood; counting has no place."""
+    rows = []
+    for arm in group.arms:
+        found = np.array(
+            [
+                answer
+                for result in arm.results
+                for kind, answers in result["answers"][str(group.target)].items()
+                if kind != "count"
+                for answer in answers
+            ]
+        )
+        cells = []
+        for n in range(4):
+            inside = found[(found[:, 0] >= n / 4) & (found[:, 0] < (n + 1) / 4), 1]
+            cells.append(
+                Cell(f"{inside.mean():.3f}", value=inside.mean()) if len(inside) else Cell(ABSENT)
+            )
+        rows.append((Cell(arm.name), *cells))
+    return Table(
+        _name(group, "depth"),
+        f"Answers right at {group.target:,} tokens by the needle's place in the text, "
+        f"{_title(group)}",
+        ("arm", *QUARTERS),
+        tuple(rows),
+    )
+
+
+def by_seed(group: Group) -> Table:
+    """Accuracy at the target on each base."""
+    seeds = group.arms[0].seeds
+    rows = []
+    for arm in group.arms:
+        known = dict(zip(arm.seeds, arm.accuracy(group.target), strict=True))
+        rows.append(
+            (
+                Cell(arm.name),
+                *(
+                    Cell(f"{known[seed]:.3f}", value=known[seed]) if seed in known else Cell(ABSENT)
+                    for seed in seeds
+                ),
+            )
+        )
+    return Table(
+        _name(group, "seeds"),
+        f"Answers right at {group.target:,} tokens on each base, {_title(group)}",
+        ("arm", *(f"base {seed}" for seed in seeds)),
+        tuple(rows),
+    )
+
+
+def losses(group: Group) -> Table:
+    """Language-model loss at the window and, by quarter, at the target."""
+    best = group.best_loss()
+    rows = []
+    for arm in group.arms:
+        near, far = arm.loss(group.window).mean(), arm.loss(group.target)
+        excess = far.mean() / best - 1
+        control = group.control
+        gap = between(arm, control, group.target, what="losses") if control else None
+        against = Cell("") if gap is None or arm is control else Cell(written(gap), value=gap.mean)
+        rows.append(
+            (
+                Cell(arm.name),
+                Cell(f"{near:.3f}", value=near),
+                *(Cell(f"{quarter:.3f}", value=quarter) for quarter in far),
+                Cell(f"{far.mean():.3f}", value=far.mean()),
+                Cell(f"{100 * excess:+.1f} %", value=excess),
+                against,
+            )
+        )
+    return Table(
+        _name(group, "loss"),
+        f"Loss in nats per token on plain text, {_title(group)}; lower is better",
+        (
+            "arm",
+            f"at {group.window:,}",
+            *(f"at {group.target:,}, {quarter}" for quarter in QUARTERS),
+            f"at {group.target:,}, all",
+            "above the best trained arm",
+            f"minus {CONTROL}",
+        ),
+        tuple(rows),
+    )
+
+
+def signal(group: Group) -> Table:
+    """What a terminal still teaches at the end of training."""
+    rows = []
+    for arm in group.arms:
+        first, last = (
+            {
+                key: float(np.mean([result["gradient"][at][key] for result in arm.results]))
+                for key in ("terminal_loss", "gradient_on_prefix")
+            }
+            if all(result["gradient"] for result in arm.results)
+            else None
+            for at in (0, -1)
+        )
+        if first is None or last is None:
+            continue
+        numbers = [
+            first["terminal_loss"],
+            last["terminal_loss"],
+            first["gradient_on_prefix"],
+            last["gradient_on_prefix"],
+        ]
+        rows.append((Cell(arm.name), *(Cell(f"{value:.3g}", value=value) for value in numbers)))
+    return Table(
+        _name(group, "signal"),
+        f"The terminal on rows that training doesn't see, {_title(group)}: its loss, and the norm "
+        "of that loss's gradient by the embeddings of the prefix",
+        ("arm", "loss before", "loss after", "gradient before", "gradient after"),
+        tuple(rows),
+    )
+
+
+def costs(group: Group) -> Table:
+    """Seconds, tokens and operations of training one arm."""
+    rows = []
+    for arm in group.arms:
+        if arm.trained:
+            seconds, tokens = _mean(arm, "train_seconds"), arm.results[0]["tokens"]
+            operations = arm.results[0]["flops"]
+            rows.append(
+                (
+                    Cell(arm.name),
+                    Cell(f"{tokens:,}", value=tokens),
+                    Cell(f"{operations:.2e}", value=operations),
+                    Cell(f"{seconds:.1f}", value=seconds),
+                )
+            )
+    return Table(
+        _name(group, "cost"),
+        f"Cost of training one arm, {_title(group)}; seconds by the clock, beside other jobs",
+        ("arm", "tokens", "FLOPs", "seconds"),
+        tuple(rows),
+    )
+
+
+def drawings(group: Group) -> list[figures.Drawing]:
+    """Accuracy by length, loss by quarter, and the terminal's signal over training."""
+    made = (by_length(group), loss_by_quarter(group), signal_over_training(group))
+    return [one for one in made if one is not None]
+
+
+def _looks(group: Group) -> dict[str, dict[str, Any]]:
+    arms = [
+        {"name": arm.name, "trained": arm.trained, "role": "method" if last else "control"}
+        for arm in group.arms
+        for last in [arm is group.arms[-1]]
+    ]
+    return figures.looks({"arms": arms})
+
+
+def by_length(group: Group) -> figures.Drawing:
+    """Accuracy against length, one line an arm."""
+    with figures.settings():
+        figure, grid = figures.new(3.6)
+        axes, look, told = grid[0][0], _looks(group), []
+        for arm in group.arms:
+            scores = [float(np.mean(arm.accuracy(length))) for length in arm.lengths]
+            axes.plot(arm.lengths, scores, label=arm.name, **look[arm.name])
+            told.append(f"{arm.name} goes from {scores[0]:.2f} to {scores[-1]:.2f}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(group.arms[0].lengths, [f"{n:,}" for n in group.arms[0].lengths])
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("length, tokens")
+        axes.set_ylabel("answers right")
+        figures.legend(figure, axes)
+    return figures.Drawing(
+        _name(group, "by-length"),
+        f"Answers right by length, {_title(group)}",
+        "; ".join(told) + ".",
+        figure,
+    )
+
+
+def loss_by_quarter(group: Group) -> figures.Drawing:
+    """Loss at the target against the quarter of the text, one line an arm."""
+    with figures.settings():
+        figure, grid = figures.new(3.6)
+        axes, look, told = grid[0][0], _looks(group), []
+        for arm in group.arms:
+            if not arm.trained:
+                continue
+            quarters = arm.loss(group.target)
+            axes.plot(range(1, 5), quarters, label=arm.name, **look[arm.name])
+            told.append(f"{arm.name} goes from {quarters[0]:.2f} to {quarters[-1]:.2f}")
+        axes.set_xticks(range(1, 5))
+        axes.set_xlabel(f"quarter of a text of {group.target:,} tokens")
+        axes.set_ylabel("loss, nats per token")
+        figures.legend(figure, axes)
+    return figures.Drawing(
+        _name(group, "loss-by-quarter"),
+        f"Loss of trained arms by quarter of the text, {_title(group)}",
+        "; ".join(told) + ".",
+        figure,
+    )
+
+
+def signal_over_training(group: Group) -> figures.Drawing | None:
+    """The terminal's loss and its gradient on the prefix, against the step."""
+    shown = [arm for arm in group.arms if all(result["gradient"] for result in arm.results)]
+    if not shown:
+        return None
+    panels = (
+        ("terminal_loss", "terminal's loss, nats"),
+        ("gradient_on_prefix", "gradient on the prefix"),
+    )
+    with figures.settings():
+        figure, grid = figures.new(4.6, 2, sharex=True)
+        look, told = _looks(group), []
+        for axes, (key, title) in zip(grid.flat, panels, strict=True):
+            for arm in shown:
+                steps = [entry["step"] for entry in arm.results[0]["gradient"]]
+                line = np.mean(
+                    [[entry[key] for entry in result["gradient"]] for result in arm.results], axis=0
+                )
+                axes.plot(steps, line, label=arm.name, **look[arm.name])
+                told.append(f"{title}, {arm.name}: from {line[0]:.2g} to {line[-1]:.2g}")
+            axes.set_ylabel(title)
+            axes.set_yscale("log")
+        grid[-1][0].set_xlabel("step")
+        figures.legend(figure, grid[0][0])
+    return figures.Drawing(
+        _name(group, "signal"),
+        f"What the terminal teaches over training, {_title(group)}",
+        "; ".join(told) + ".",
+        figure,
+    )
+
+
+def render(results: Sequence[Result]) -> str:
+    """The page, self-contained; everything from results is escaped."""
+    found = groups(results)
+    seeds = sorted({result["seed"] for result in results})
+    base = results[0]["base"]
+    return page.fill(
+        "lab.html",
+        facts=(
+            f"{plural(len(seeds), 'base')} of {base['parameters']:,} parameters, window "
+            f"{base['base']['window']} tokens; control {CONTROL}, rival {RIVAL}"
+        ),
+        warm_start=base["warm_start"],
+        base_seconds=np.mean([one["cpu_seconds"] for one in _bases(results)]),
+        groups=[
+            {
+                "id": _name(group, "group"),
+                "title": f"{_title(group)}: {group.window:,} to {group.target:,} tokens",
+                "sentences": sentences(group),
+                "tables": [table for table in tables(group) if table.rows],
+                "figures": [one.inline() for one in drawings(group)],
+            }
+            for group in found
+        ],
+        recipes=_recipes(results),
+        origin=results[0]["provenance"],
+        marks=MARKS,
+    )
+
+
+def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Each trained arm's rows and rates as YAML, once a scaling."""
+    import yaml
+
+    found = {}
+    for result in results:
+        if result["trained"]:
+            recipe = {key: result["recipe"][key] for key in ("summary", "rope", "rows", "training")}
+            key = f"{result['arm']}, {result['scaling']} by {result['factor']}"
+            found.setdefault(key, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    return [{"name": name, "text": text} for name, text in found.items()]

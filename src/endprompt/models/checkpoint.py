@@ -1,0 +1,182 @@
+"""Models in and out: found, scaled, loaded, saved so that they load elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from endprompt import rope
+from endprompt.errors import ModelError, OutputError
+from endprompt.io import files
+from endprompt.recipe import Recipe
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def load_config(model: str) -> Any:
+    """Transformers config of a checkpoint folder or hub name. Raises ModelError."""
+    from transformers import AutoConfig
+
+    _must_be_readable(model)
+    with model_errors(model):
+        return AutoConfig.from_pretrained(model)
+
+
+def load_tokenizer(model: str) -> Any:
+    """Tokenizer of a checkpoint folder or hub name. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    _must_be_readable(model)
+    with model_errors(f"tokenizer of {model}"):
+        return AutoTokenizer.from_pretrained(model)
+
+
+def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
+    """Config of `model` with the recipe's RoPE scaling and a window of `target` tokens.
+
+    Raises RopeError for a base without RoPE or with scaling of its own, and for a target that
+    is not above the window.
+    """
+    config = load_config(model)
+    base = rope.read_base(config)
+    rope.check_scaling(config.model_type, recipe.rope.scaling)
+    if recipe.rope.scaling == "none":
+        return config
+    settings = recipe.rope.model_dump(exclude={"scaling", "factor", "relative_factor"})
+    s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.relative_factor)
+    config.rope_parameters = rope.parameters(base, recipe.rope.scaling, s, **settings)
+    if hasattr(config, "original_max_position_embeddings"):  # Phi-3: goes before its parameters
+        config.original_max_position_embeddings = base.window
+    if recipe.rope.scaling != "dynamic":  # which counts the length met from this number on
+        config.max_position_embeddings = target
+    return config
+
+
+def load(model: str, config: Any, *, attention: str = "sdpa", dtype: str = "float32") -> Any:
+    """A causal language model with `config`, its weights read from safetensors only."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with model_errors(model):
+        return AutoModelForCausalLM.from_pretrained(
+            model,
+            config=config,
+            attn_implementation=attention,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+        )
+
+
+def gathered(model: Any, accelerator: Any = None, wrapped: Any = None) -> dict[str, Any] | None:
+    """All weights on the first rank where ranks hold parts of them; None where each has all.
+
+    Every rank has to call this: it gathers. Other ranks get an empty dictionary.
+
+    accelerator, wrapped  the run's, which DeepSpeed's weights are asked from
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(model, options=whole)
+    if accelerator is not None and str(accelerator.distributed_type).endswith("DEEPSPEED"):
+        return accelerator.get_state_dict(wrapped)
+    return None
+
+
+def save(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
+    """Write a checkpoint with its tokenizer and chat template, whole or not at all."""
+    partial = _partial(folder)
+    model.config.use_cache = True  # the Trainer had switched it off
+    try:
+        model.save_pretrained(partial, max_shard_size="5GB")
+        tokenizer.model_max_length = target
+        tokenizer.save_pretrained(partial)
+        _write_older_layout(partial / "config.json")
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise files.full_disk(error, folder) from error
+        if "No space left" in str(error):
+            raise OutputError(f"no space left on the disk while writing {folder}") from error
+        raise
+    _put_in_place(partial, folder)
+
+
+def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> None:
+    """An untrained checkpoint: new config and tokenizer, the base's weights by link."""
+    partial = _partial(folder)
+    config.save_pretrained(partial)
+    tokenizer.model_max_length = target
+    tokenizer.save_pretrained(partial)
+    _write_older_layout(partial / "config.json")
+    source = _local_folder(model)
+    for path in [*(match for pattern in WEIGHTS for match in source.glob(pattern)),
+                 *source.glob("generation_config.json")]:  # fmt: skip
+        (partial / path.name).symlink_to(path.resolve())
+    _put_in_place(partial, folder)
+
+
+def _write_older_layout(config_file: Path) -> None:
+    """Add `rope_theta` and `rope_scaling`: readers of the older layout fall to theta 10000."""
+    config = json.loads(config_file.read_text())
+    parameters = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in parameters:
+        config["rope_theta"] = parameters.pop("rope_theta")
+    if parameters.get("rope_type", "default") != "default":
+        config["rope_scaling"] = parameters
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _partial(folder: Path) -> Path:
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _local_folder(model: str) -> Path:
+    """Folder of a checkpoint; a hub name's is its snapshot in the hub's own cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(model):
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors*", "*.json"]))
+
+
+def _must_be_readable(model: str) -> None:
+    """Say what is wrong with a path before Transformers asks a hub about it."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"no model in {model}: the folder has no config.json")
+    elif path.exists():
+        raise ModelError(f"{model} is a file: give the folder of a checkpoint, or a hub name")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"no such model: {model}")
+
+
+@contextmanager
+def model_errors(what: str) -> Generator[None]:
+    """Turn what Transformers and safetensors raise for a bad checkpoint into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        raise ModelError(f"cannot load {what}: {lines[0] if lines else type(error)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
+            raise ModelError(f"cannot load {what}: {error}") from error
+        raise

@@ -1,0 +1,271 @@
+"""The page of studies: our numbers beside the paper's, and which signs agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from endprompt.io import files
+from endprompt.report import figures, page
+from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.verdict import plural
+
+MARKS = {"agrees": "better", "disagrees": "worse"}
+SCALES = {
+    "lab": "the laboratory: small models trained from scratch on a made-up language",
+    "smollm2": "a real model of 135 million weights, to 16K",
+    "paper": "the paper's own protocol",
+}
+SHOWN = ("agrees", "disagrees", "not told apart", "no interval: undecided")
+LABELS = {"none": "base, unscaled", "pi": "base, PI, untrained"}
+
+
+def write(found: Mapping[str, Any], out: Path) -> list[Path]:
+    """Write `study.html`, `study.json`, and tables and figures beside them; returns every path."""
+    written = [out / "study.html", out / "study.json"]
+    files.write_text(written[0], render(found))
+    files.write_json(written[1], found)
+    for one in found["studies"]:
+        for table in tables(one):
+            written += table.write(out / "tables")
+        drawing = signs(one)
+        if drawing is not None:
+            written += drawing.write(out / "figures")
+    return written
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page, self-contained; everything from results is escaped."""
+    studies = found["studies"]
+    return page.fill(
+        "study.html",
+        title=studies[0]["title"] if len(studies) == 1 else "The paper's tables and figures, run",
+        facts=_facts(found),
+        scale=SCALES[found["scale"]],
+        missing=found["missing"],
+        command=found["command"],
+        summary=summary(studies) if len(studies) > 1 else None,
+        studies=[
+            {
+                "id": f"study-{one['name']}",
+                "title": one["title"],
+                "source": one["source"],
+                "claim": one["claim"],
+                "absent": one["absent"],
+                "sentences": one["sentences"],
+                "notes": one["notes"],
+                "tables": tables(one),
+                "figures": [drawn.inline()] if (drawn := signs(one)) else [],
+                "details": [measures(one), arms(one)],
+            }
+            for one in studies
+        ],
+        recipes=_recipes(studies),
+        origin=_origin(found),
+        marks=MARKS,
+    )
+
+
+def _facts(found: Mapping[str, Any]) -> str:
+    count = len(found["studies"])
+    said = [f"scale {found['scale']}", "1 study" if count == 1 else f"{count} studies"]
+    if found["seeds"]:
+        said.append(plural(found["seeds"], "base"))
+    said.append(f"made {found['provenance']['created'][:10]}")
+    return " · ".join(said)
+
+
+def summary(studies: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a study: how many of the paper's differences have our sign."""
+    rows = []
+    words = [word for word in SHOWN if word == SHOWN[0] or any(s["counts"][word] for s in studies)]
+    for one in studies:
+        counts = one["counts"]
+        cells = [Cell(str(counts[word]), value=counts[word]) for word in words]
+        if one["absent"]:
+            cells = [Cell("no meaning here"), *(Cell("") for _ in words[1:])]
+        rows.append((Cell(one["title"]), Cell(one["source"]), *cells))
+    return Table(
+        "summary",
+        "Differences that the paper prints, by whether ours have their sign",
+        ("study", "in the paper", *words),
+        tuple(rows),
+    )
+
+
+def tables(one: Mapping[str, Any]) -> list[Table]:
+    """Every table of one study: values by measure, then the differences."""
+    measured = [measure for measure in one["measures"] if measure["ours"]]
+    found = []
+    for place, name in enumerate(dict.fromkeys(measure["table"] for measure in measured)):
+        found.append(_values(one, name, [m for m in measured if m["table"] == name], place))
+    if one["comparisons"]:
+        found.append(_differences(one))
+    return found
+
+
+def _values(
+    one: Mapping[str, Any], name: str, measures: Sequence[Mapping[str, Any]], place: int
+) -> Table:
+    units = dict.fromkeys(measure["unit"] for measure in measures)
+    present = dict.fromkeys(arm for measure in measures for arm in measure["ours"])
+    rows = []
+    for arm in present:
+        cells = []
+        for measure in measures:
+            ours, paper = measure["ours"].get(arm), measure["paper"].get(arm)
+            note = "" if ours is None or ours["low"] is None else (
+                f"[{_number(ours['low'], measure)}, {_number(ours['high'], measure)}]"
+            )  # fmt: skip
+            if paper is not None:
+                note = f"{note} paper {paper:.2f}".strip()
+            cells.append(
+                Cell(ABSENT, note) if ours is None
+                else Cell(_number(ours["mean"], measure), note, ours["mean"])
+            )  # fmt: skip
+        rows.append((Cell(LABELS.get(arm, arm)), *cells))
+    return Table(
+        f"{one['name']}-{place + 1}",
+        f"{one['title']}: {name}, {' and '.join(units)}, with 95 % intervals, the paper's below",
+        ("arm", *(measure["name"] for measure in measures)),
+        tuple(rows),
+    )
+
+
+def _number(value: float, measure: Mapping[str, Any]) -> str:
+    return f"{value:.1f}" if measure["unit"] == "%" else f"{value:.2f}"
+
+
+def _differences(one: Mapping[str, Any]) -> Table:
+    rows = []
+    for each in one["comparisons"]:
+        ours, paper = each["ours"], each["paper"]
+        between = (
+            "" if ours["low"] is None
+            else f" [{_signed(ours['low'], each)}, {_signed(ours['high'], each)}]"
+        )  # fmt: skip
+        rows.append(
+            (
+                Cell(f"{each['measure']}, less {each['other']}"),
+                Cell(_signed(ours["mean"], each) + between, value=ours["mean"]),
+                Cell("–") if paper is None else Cell(f"{paper:+.2f}", value=paper),
+                Cell(each["word"]),
+            )
+        )
+    return Table(
+        f"{one['name']}-differences",
+        f"{one['main']} less every other arm: paired on the same bases and questions, and as the "
+        "paper prints it, without intervals",
+        ("measure", "here [95 %]", "paper", "sign"),
+        tuple(rows),
+    )
+
+
+def _signed(value: float, each: Mapping[str, Any]) -> str:
+    return f"{value:+.1f}" if each["unit"] == "%" else f"{value:+.2f}"
+
+
+def arms(one: Mapping[str, Any]) -> Table:
+    """What each arm is, and how many runs of it are there."""
+    rows = []
+    for arm in one["arms"]:
+        settings = ", ".join(f"{key}={value}" for key, value in arm["set"].items())
+        rows.append(
+            (
+                Cell(arm["name"]),
+                Cell(arm["recipe"], settings),
+                Cell(f"{arm['windows']:g}", value=arm["windows"]),
+                Cell(f"{arm['tokens']:g}", value=arm["tokens"]),
+                Cell("left out" if arm["absent"] else str(len(arm["runs"]))),
+                Cell(arm["absent"] or arm["note"]),
+            )
+        )
+    return Table(
+        f"{one['name']}-arms",
+        f"Arms of “{one['title']}”: target in windows, tokens as a part of the study's",
+        ("arm", "recipe", "target", "tokens", "runs", "note"),
+        tuple(rows),
+    )
+
+
+def measures(one: Mapping[str, Any]) -> Table:
+    """What every column is here and in the paper."""
+    rows = [
+        (
+            Cell(measure["name"]),
+            Cell(measure["source"]),
+            Cell(measure["asked"] or "not measured"),
+            Cell(measure["absent"] or ""),
+        )
+        for measure in one["measures"]
+    ]
+    return Table(
+        f"{one['name']}-measures",
+        f"Measures of “{one['title']}”",
+        ("measure", "in the paper", "here", "why not"),
+        tuple(rows),
+    )
+
+
+def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
+    """Differences of the paper and ours, one under the other, each on its own axis."""
+    shown = [each for each in one["comparisons"] if each["paper"] is not None]
+    if not shown:
+        return None
+    names = [f"{each['measure']}: less {each['other']}" for each in shown]
+    with figures.settings():
+        figure, grid = figures.new(0.9 + 0.23 * len(shown), 1, 2, sharey=True)
+        theirs, here = grid[0]
+        for place, each in enumerate(shown):
+            theirs.plot(each["paper"], place, "s", color=figures.MUTED, markersize=5)
+            ours = each["ours"]
+            if ours["low"] is not None:
+                here.plot([ours["low"], ours["high"]], [place, place], color=figures.ACCENT, lw=2)
+            here.plot(ours["mean"], place, "o", color=figures.ACCENT, markersize=5)
+        for axes, title in ((theirs, "the paper"), (here, "here, 95 %")):
+            axes.axvline(0, color=figures.MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+            axes.set_title(title)
+            axes.grid(axis="y")
+            low, high = axes.get_xlim()
+            far = max(abs(low), abs(high))
+            axes.set_xlim(-far, far)
+
+        figure.supxlabel(f"{one['main']} less the other", fontsize=8.5)
+        theirs.set_yticks(range(len(names)), names, fontsize=8)
+        theirs.set_ylim(len(names) - 0.5, -0.5)
+    told = "; ".join(f"{name}: {each['word']}" for name, each in zip(names, shown, strict=True))
+    return figures.Drawing(
+        f"{one['name']}-signs", f"{one['title']}: differences there and here", told + ".", figure
+    )
+
+
+def _recipes(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The recipe of each arm that was run, in full, once."""
+    import yaml
+
+    found = {}
+    for one in studies:
+        for arm in one["arms"]:
+            for run in arm["runs"][:1]:
+                recipe = run["recipe"]
+                kept = {key: recipe[key] for key in ("rope", "rows", "training") if key in recipe}
+                name = f"{recipe['name']}, {arm['windows']:g} windows"
+                found[name] = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return [{"name": name, "text": text} for name, text in found.items()]
+
+
+def _origin(found: Mapping[str, Any]) -> list[str]:
+    """Commits and machines that the runs come from."""
+    said = {}
+    for one in found["studies"]:
+        for arm in one["arms"]:
+            for run in arm["runs"]:
+                origin = run["provenance"]
+                device = origin.get("device") or {}
+                key = (origin.get("commit"), device.get("gpu") or device.get("processor"))
+                said[key] = said.get(key, 0) + 1
+    return [
+        f"{count} run(s) of arms: commit {commit or 'not recorded'}, {device or 'device unknown'}"
+        for (commit, device), count in said.items()
+    ]

@@ -1,0 +1,49 @@
+"""Distances of a recipe are those of the rows that training makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from endprompt import recipe as recipes
+from endprompt import theory
+from endprompt.analysis import coverage
+from endprompt.cues import FIXED
+
+WINDOW, TARGET = 1024, 4096
+
+
+def summary(name: str, count: int = 24) -> dict[str, Any]:
+    recipe = recipes.load(name).replace({"rows.tokens": WINDOW})
+    recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
+    rows = coverage.sample_rows(recipe, target=TARGET, count=count)
+    return coverage.summary(name, name, rows, target=TARGET)
+
+
+def test_the_papers_rows_train_what_the_paper_says() -> None:
+    found = summary("endprompt")
+    terminal = len(coverage.StandInTokenizer()(FIXED["ep1"])["input_ids"])
+    exact = theory.anchored(WINDOW - terminal, terminal, target=TARGET)
+    assert found["distances"] == sum(last - first + 1 for first, last in exact.observed)
+    assert found["longest"] == TARGET - 1
+
+
+def test_plain_rows_end_at_their_own_length() -> None:
+    found = summary("short")
+    assert (found["distances"], found["longest"]) == (WINDOW, WINDOW - 1)
+    assert sum(pairs for *_, pairs in found["intervals"]) == WINDOW * (WINDOW + 1) / 2
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_shipped_recipe_can_be_drawn(name: str) -> None:
+    recipe = recipes.load(name)
+    if recipe.rows.tokens != "target":
+        recipe = recipe.replace({"rows.tokens": WINDOW})
+    recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
+    rows = coverage.sample_rows(recipe, target=TARGET, count=4)
+    assert bool(rows) == recipe.trained
+    if rows:
+        found = coverage.summary(name, name, rows, target=TARGET)
+        pairs = sum(len(row.tokens_T) * (len(row.tokens_T) + 1) / 2 for row in rows)
+        assert sum(n for *_, n in found["intervals"]) == pytest.approx(pairs / len(rows))

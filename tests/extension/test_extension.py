@@ -1,0 +1,271 @@
+"""The main job through the command line: what it leaves, resume, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from endprompt import recipe
+from endprompt.extension import record, run
+from endprompt.io.files import sha256_file
+from tiny_checkpoint import save_tiny
+
+pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the shared run
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TARGET = 2048
+ROWS = ("--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=128")
+SMALL = (
+    "--to", TARGET, "--lengths", "1024,2048", "--needles", 2, *ROWS,
+    "--set", "training.tokens=5120", "--set", "training.save_steps=3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, text: Path, endprompt: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run with controls."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = endprompt("extend", tiny, "--text", text, *SMALL, "--controls", "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "position check: 15 of 15 passed" in done.stdout
+    assert "report.html" in done.stdout
+    return out
+
+
+def test_run_json_holds_every_arm_at_every_length_and_where_it_came_from(whole: Path) -> None:
+    run = json.loads((whole / "run.json").read_text())
+    method = run["recipe"]["name"]
+    assert [arm["name"] for arm in run["arms"]] == [
+        "base", "untrained", method, "short", f"{method}-no-jump"]  # fmt: skip
+    assert len({arm["tokens"] for arm in run["arms"] if arm["trained"]}) == 1
+    for arm in run["arms"]:
+        for metric in ("loss", "needle", "quote"):
+            assert set(arm["evaluation"][metric]) == {"1024", str(TARGET)}
+        assert len(arm["curve"]) == (40 if arm["trained"] else 0)
+    texts = [arm["evaluation"]["texts"] for arm in run["arms"]]
+    assert all(text == texts[0] for text in texts)
+    assert all(check["passed"] for check in run["position_check"])
+    assert run["versions"]["torch"]
+    assert run["text"]["sha256"]
+    assert run["model"]["sha256"]
+    assert run["plan"]["tokens"] == 5120
+    positions = run["example_row"]["positions"]
+    assert positions[-1][1] > 128
+    assert (whole / "report.html").stat().st_size > 10_000
+
+
+def test_checkpoint_reloads_in_a_fresh_process_and_reads_past_the_old_window(whole: Path) -> None:
+    checkpoint = json.loads((whole / "run.json").read_text())["checkpoint"]
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "messages = [{'role': 'user', 'content': 'stone mills ' * 60}]\n"
+        "text = tokenizer.apply_chat_template(messages, tokenize=False)\n"
+        "ids = tokenizer(text, return_tensors='pt').input_ids\n"
+        "assert ids.shape[1] > 500\n"
+        "out = model.generate(ids, max_new_tokens=4, do_sample=False)\n"
+        "print(model.config.max_position_embeddings, tokenizer.model_max_length, out.shape[1] > ids.shape[1])\n"  # noqa: E501
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, checkpoint], capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(TARGET), str(TARGET), "True"], done.stderr
+
+
+def test_killed_twice_and_started_again_ends_with_the_same_weights(
+    whole: Path, tiny: Path, text: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "parts"
+    words = ["extend", tiny, "--text", text, *SMALL, "--out", out]
+    told = out / "jobs" / "train-recall-anchors.progress.json"
+    for step in (4, 20):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "endprompt", *map(str, words)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while child.poll() is None and not _reached(told, step):
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        told.unlink(missing_ok=True)
+    done = _until_free(endprompt, words)
+    assert done.returncode == 0, done.stderr
+    weights = "arms/recall-anchors/model/model.safetensors"
+    assert sha256_file(out / weights) == sha256_file(whole / weights)
+    trained = json.loads((out / "arms/recall-anchors/train.json").read_text())
+    first, second = trained["resumed_at"]
+    assert 3 <= first < second
+    again = endprompt(*words)
+    assert again.returncode == 0
+    assert "done already" in again.stdout
+
+
+def _reached(told: Path, step: int) -> bool:
+    try:
+        return json.loads(told.read_text())["done"] >= step
+    except (OSError, ValueError):
+        return False
+
+
+def _until_free(endprompt: Run, words: list[Any]) -> subprocess.CompletedProcess[str]:
+    """Run once the children of the killed process have let go of the folder."""
+    for _ in range(20):
+        done = endprompt(*words)
+        if "another process is writing" not in done.stderr:
+            return done
+        time.sleep(0.5)
+    return done
+
+
+def test_another_model_family_on_the_users_own_text(
+    text: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    model = save_tiny(tmp_path / "mistral", "mistral", sliding_window=None)
+    done = endprompt(
+        "extend", model, "--text", text / "one.txt", "--text", text / "two.txt", *SMALL[:6],
+        "--method", "endprompt", "--scaling", "ntk", "--set", "rows.tokens=128",
+        "--set", "training.tokens=512", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["model"]["type"] == "mistral"
+    assert run["example_row"]["positions"][-1][1] == TARGET
+
+
+MISTAKES = {
+    "no such model": (["./nowhere"], r"no such model: ./nowhere"),
+    "no config": (["{empty}"], r"no model in .*empty: the folder has no config.json"),
+    "no text": (["{tiny}", "--text", "{tmp}/none.txt"], r"no such file.*none.txt|none.txt"),
+    "empty folder of text": (["{tiny}", "--text", "{empty}"], r"empty"),
+    "text too short": (["{tiny}", "--text", "{short}"], r"text too short: \d+ tokens"),
+    "broken parquet": (["{tiny}", "--text", "{parquet}"], r"broken.parquet"),
+    "target not above the window": (
+        ["{tiny}", "--to", "128"],
+        r"target 128 tokens is not above the model's window of 128",
+    ),
+    "no number": (["{tiny}", "--to", "many"], r"'many' is no number of tokens"),
+    "unknown method": (["{tiny}", "--method", "recal"], r"unknown method 'recal' \(did you mean"),
+    "unknown key": (["{tiny}", "--set", "training.sed=1"], r"unknown key 'training.sed' \(did you"),
+    "GGUF cut short": (["{gguf}"], r"cut.gguf is no whole GGUF file"),
+    "no RoPE": (["{gpt2}"], r"model type 'gpt2' has no RoPE"),
+    "weights cut short": (["{cut}"], r"cannot load .*cut"),
+    "strangers in the folder": (
+        ["{tiny}", "--out", "{occupied}"],
+        r"occupied holds other files \(letter.txt\)",
+    ),
+    "another run in the folder": (
+        ["{tiny}", "--to", "4k", "--out", "{whole}"],
+        r"whole holds a run with another",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def places(
+    whole: Path, tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Paths that the mistakes are made with."""
+    tmp = tmp_path_factory.mktemp("mistakes")
+    found = {"whole": whole, "tiny": tiny, "text": text, "tmp": tmp}
+    for name in ("empty", "occupied", "gpt2", "cut"):
+        found[name] = tmp / name
+        found[name].mkdir()
+    (found["occupied"] / "letter.txt").write_text("dear")
+    (found["gpt2"] / "config.json").write_text('{"model_type": "gpt2"}')
+    for path in tiny.iterdir():
+        (found["cut"] / path.name).write_bytes(path.read_bytes())
+    weights = found["cut"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    for name, content in (
+        ("short", b"a few words"), ("parquet", b"PAR1 and no more"), ("gguf", b"GGUF\x03\x00")
+    ):  # fmt: skip
+        suffix = {"short": "short.txt", "parquet": "broken.parquet", "gguf": "cut.gguf"}[name]
+        found[name] = tmp / suffix
+        found[name].write_bytes(content)
+    return found
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    mistake: str, places: dict[str, Path], endprompt: Run, tmp_path: Path
+) -> None:
+    import re
+
+    before = sorted(places["whole"].rglob("*"))
+    words, message = MISTAKES[mistake]
+    given = [word.format(**{key: str(path) for key, path in places.items()}) for word in words]
+    for option, value in (("--out", tmp_path / "out"), ("--to", "1k"), ("--text", places["text"])):
+        if option not in given:
+            given += [option, str(value)]
+    done = endprompt("extend", *given, *ROWS)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("endprompt: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert sorted(places["whole"].rglob("*")) == before
+
+
+def test_rows_too_short_for_their_terminal_are_refused_before_a_job_runs(
+    tiny: Path, text: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--to", 2048, "--lengths", "1024,2048", "--set", "rows.tokens=48", "--out", out)
+    done = endprompt("extend", tiny, "--text", text, *words)
+    assert done.returncode == 1
+    assert "rows.tokens" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (out / "doctor.json").exists()
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
+    from endprompt.errors import OutputError
+
+    with (
+        run._alone_in(tmp_path),
+        pytest.raises(OutputError, match="another process is writing"),
+        run._alone_in(tmp_path),
+    ):
+        pass
+    with run._alone_in(tmp_path):
+        pass
+
+
+def test_controls_hold_tokens_and_content_equal() -> None:
+    method = recipe.load("recall-anchors").resolve(window=8192, target=16384, gpu=False)
+    base, untrained, trained, short, bare = run.arms_of(method, controls=True)
+    assert not base.trained
+    assert base.recipe.rope.scaling == "none"
+    assert not untrained.trained
+    assert untrained.recipe.rope == method.rope
+    assert trained.recipe == method
+    assert short.recipe.amounts == bare.recipe.amounts == method.amounts
+    assert not short.recipe.jumps
+    assert not bare.recipe.jumps
+    terminals = [kind.terminal for kind in bare.recipe.rows.kinds if kind.terminal]
+    assert [t.cue for t in terminals] == [
+        kind.terminal.cue for kind in method.rows.kinds if kind.terminal
+    ]
+
+
+def test_default_lengths_end_at_the_target() -> None:
+    assert run.default_lengths(8192, 16384) == [4096, 8192, 12288, 16384]
+    assert run.default_lengths(8192, 65536)[-1] == 65536
+
+
+def test_a_summary_has_an_interval_from_five_values_on() -> None:
+    assert "low" not in record.summary([1.0, 2.0])
+    found = record.summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0
+    assert 1.0 <= found["low"] < 3.0 < found["high"] <= 5.0
