@@ -34,7 +34,7 @@ SETTINGS = {
 
 def ranks(count: int, script: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder in `count` processes, as `torchrun` does."""
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
