@@ -7,10 +7,10 @@ import copy
 import torch
 import torch.distributed as dist
 from test_loss import a_batch
-from tiny_families import tiny_model
 from torch.distributed.fsdp import fully_shard
 
 from endprompt.train.loss import weighted_loss
+from tiny_families import tiny_model
 
 
 def main() -> None:
