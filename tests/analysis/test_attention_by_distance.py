@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import tiny_model
 
 from endprompt import rope, theory
 from endprompt.analysis import attention
 from endprompt.data.rows import collate
 from endprompt.train.position_check import probe_row
+from tiny_families import tiny_model
 
 TARGET = 512
 FAMILIES = ("llama", "qwen3", "gpt_neox", "phi")

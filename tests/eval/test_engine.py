@@ -195,9 +195,9 @@ def test_half_precision_is_used_where_it_is_fast_whatever_delays_the_measurement
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     for _ in range(5):
-        assert module.fast_dtype("cpu") is getattr(torch, chosen)
+        assert module.fast_in_bf16("cpu") is (chosen == "bfloat16")
         done[torch.bfloat16] += 1  # the next time delays fall elsewhere
-    assert module.fast_dtype("cuda") is torch.bfloat16
+    assert module.fast_in_bf16("cuda")
 
 
 def test_a_saved_checkpoint_loads_and_a_missing_one_is_one_line(tmp_path):
@@ -212,6 +212,6 @@ def test_a_saved_checkpoint_loads_and_a_missing_one_is_one_line(tmp_path):
         loaded.context().extend(ids, scored=29).nll_T,
         engine.context().extend(ids, scored=29).nll_T,
     )
-    with pytest.raises(ModelError, match="cannot read a model from") as caught:
+    with pytest.raises(ModelError, match="no such model") as caught:
         Engine.load(tmp_path / "absent")
     assert "\n" not in str(caught.value)

@@ -19,12 +19,12 @@ from endprompt.eval.ruler import (
     Sample,
     TokenCounter,
     find_task,
-    load_tokenizer,
     samples,
     wrap_of,
 )
 from endprompt.eval.ruler.build import TrackingBuilder, Unlucky, Wrap
 from endprompt.eval.ruler.tasks import Tracking, texts_of
+from endprompt.models.tokenizer import load_tokenizer
 
 REFERENCE = json.loads(
     (Path(__file__).parents[1] / "reference" / "ruler_prompts.json").read_text(encoding="utf-8")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import tiny_model
 
 from endprompt.errors import ModelError
 from endprompt.recipe import Training
 from endprompt.train import adapters
+from tiny_families import tiny_model
 
 FAMILIES = ("llama", "phi3", "gpt_neox", "qwen3", "olmo2")
 

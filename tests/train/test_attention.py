@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from tiny_families import tiny_model
 from torch import Tensor
 
 from endprompt.errors import RecipeError
 from endprompt.train import attention
+from tiny_families import tiny_model
 
 
 def allowed(tokens: int, groups: int, shift: bool) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import tiny_config, tiny_model
 
 from endprompt import recipe as recipes
 from endprompt import rope
@@ -17,6 +16,7 @@ from endprompt.data.rows import assemble, collate
 from endprompt.recipe import Prefix, Terminal
 from endprompt.train import position_check
 from endprompt.train.loss import hidden_states, weighted_loss
+from tiny_families import tiny_config, tiny_model
 
 TARGET = 512
 FAMILIES: dict[str, dict[str, Any]] = {

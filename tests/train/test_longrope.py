@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from test_families import Text
-from tiny_families import tiny_config, tiny_model
 
 from endprompt import recipe as recipes
 from endprompt import rope
@@ -14,6 +13,7 @@ from endprompt.cues import CueWriter
 from endprompt.data.rows import RowSource, collate
 from endprompt.errors import RopeError
 from endprompt.train import longrope
+from tiny_families import tiny_config, tiny_model
 
 TARGET = 512
 BASE = rope.read_base(tiny_config())

@@ -39,13 +39,14 @@ def data(
     """
     from endprompt import units
     from endprompt.cli import eval_screen as screen
-    from endprompt.eval import longbench, results, ruler
+    from endprompt.eval import longbench, results
     from endprompt.io import files
+    from endprompt.models.tokenizer import load_tokenizer
 
     longbench.find_dataset(dataset)
     screen.must_be_free(out, force)
     limit = units.tokens(max_length)
-    sizer = ruler.load_tokenizer(tokenizer)
+    sizer = load_tokenizer(tokenizer)
     rows = (
         longbench.load_rows(dataset, None)
         if file is None

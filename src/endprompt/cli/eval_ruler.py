@@ -65,9 +65,10 @@ def data(
 
         endprompt eval data ruler --task niah_single_1 --length 4k --tokenizer DIR --out F.jsonl
     """
-    from endprompt.eval.ruler import TASKS, Data, TokenCounter, load_tokenizer, wrap_of
+    from endprompt.eval.ruler import TASKS, Data, TokenCounter, wrap_of
     from endprompt.eval.ruler.files import Order, plan, write
     from endprompt.io.provenance import provenance
+    from endprompt.models.tokenizer import load_tokenizer
     from endprompt.units import lengths
 
     tasks = list(TASKS) if task == "all" else _several(task)

@@ -160,7 +160,7 @@ def run(
         engine = coder = screen.load(model, dtype)
         answerer = Reader(engine)
     else:
-        from endprompt.eval.ruler import load_tokenizer
+        from endprompt.models.tokenizer import load_tokenizer
 
         coder = Coder(load_tokenizer(tokenizer or model))
         answerer = client = Server(server, model, timeout=timeout, tries=tries)

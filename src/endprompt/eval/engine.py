@@ -25,9 +25,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from endprompt import rope
 from endprompt.errors import EvaluationError, ModelError
+from endprompt.models import checkpoint as models
+from endprompt.models.tokenizer import load_tokenizer
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """RoPE types whose frequencies change with the length of the call, so that chunks would differ."""
+
+DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
+"""What a model can be evaluated in; see `Engine.load`."""
 
 LOGIT_ROWS = 256
 SPARE = 512
@@ -171,30 +176,28 @@ class Engine(Coder):
         cls,
         path: str | Path,
         *,
-        dtype: str | torch.dtype = "auto",
+        dtype: str = "auto",
         device: str = "auto",
         chunk: int = 1024,
         attention: str | None = None,
     ) -> Engine:
         """Load a checkpoint folder or a hub name.
 
-        dtype       "auto": half precision where this machine is fast in it (measured), else fp32;
-                    weights, activations and the cache all have it
+        dtype       "auto": the checkpoint's own; "fast": bfloat16 where this machine is fast in it
+                    (measured), else the checkpoint's own; or float32, bfloat16, float16. Weights,
+                    activations and the cache all have it
         device      "auto": CUDA where there is one, else the processor
         Raises ModelError when the model or its tokenizer cannot be read.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = fast_dtype(device) if dtype == "auto" else _dtype(dtype)
-        options = {} if attention is None else {"attn_implementation": attention}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **options)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"cannot read a model from {path}: {reason}") from error
+        if dtype not in DTYPES:
+            raise EvaluationError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPES)}")
+        if dtype == "fast":
+            dtype = "bfloat16" if fast_in_bf16(device) else "auto"
+        config = models.load_config(str(path))
+        tokenizer = load_tokenizer(path)
+        model = models.load(str(path), config, attention=attention, dtype=dtype)
         return cls(model.to(device), tokenizer, chunk=chunk, name=str(path))
 
     @property
@@ -553,15 +556,15 @@ class Reader:
         return text
 
 
-def fast_dtype(device: str) -> torch.dtype:
-    """The dtype to evaluate in: bf16 on an accelerator, and on a processor that is fast in it.
+def fast_in_bf16(device: str) -> bool:
+    """Whether bf16 is faster than fp32: on an accelerator, and on some processors.
 
     Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 20 ms).
     The best of several times counts: another process delays some of them, hardly all, and the
     same command has to choose the same on a busy machine.
     """
     if device != "cpu":
-        return torch.bfloat16
+        return True
     best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     squares = {dtype: torch.ones((384, 384), dtype=dtype) for dtype in best}
     for _ in range(9):
@@ -569,14 +572,7 @@ def fast_dtype(device: str) -> torch.dtype:
             start = time.perf_counter()
             square @ square
             best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return min(best, key=lambda dtype: best[dtype])
-
-
-def _dtype(name: str | torch.dtype) -> torch.dtype:
-    kind = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise EvaluationError(f"unknown dtype {name!r}: use auto, float32, bfloat16 or float16")
-    return kind
+    return best[torch.bfloat16] < best[torch.float32]
 
 
 def _nll(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

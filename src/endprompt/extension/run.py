@@ -206,6 +206,7 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
     config = models.load_config(model)
     base = rope.read_base(config)
     rope.factor(base.window, request.target)  # refuses a target that is not above the window
+    models.check(model, config)
     gpus = _gpus()
     recipe = request.recipe.resolve(window=base.window, target=request.target, gpu=gpus > 0)
     lengths = request.lengths or default_lengths(base.window, request.target)

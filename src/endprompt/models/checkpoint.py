@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from endprompt import rope
-from endprompt.errors import ModelError, OutputError
+from endprompt.errors import OutputError
 from endprompt.io import files
+from endprompt.models import weights
+from endprompt.models.checkpoint_files import (
+    local_folder,
+    model_errors,
+    read_headers,
+    require_model,
+    weight_files,
+)
+from endprompt.models.tokenizer import load_tokenizer
 from endprompt.recipe import Recipe
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -22,18 +30,12 @@ def load_config(model: str) -> Any:
     """Transformers config of a checkpoint folder or hub name. Raises ModelError."""
     from transformers import AutoConfig
 
-    _must_be_readable(model)
+    require_model(model)
     with model_errors(model):
-        return AutoConfig.from_pretrained(model)
-
-
-def load_tokenizer(model: str) -> Any:
-    """Tokenizer of a checkpoint folder or hub name. Raises ModelError."""
-    from transformers import AutoTokenizer
-
-    _must_be_readable(model)
-    with model_errors(f"tokenizer of {model}"):
-        return AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        # A file may ask for kernels from a hub here; the caller of `load` chooses.
+        config._attn_implementation = None
+    return config
 
 
 def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
@@ -57,19 +59,63 @@ def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     return config
 
 
-def load(model: str, config: Any, *, attention: str = "sdpa", dtype: str = "float32") -> Any:
-    """A causal language model with `config`, its weights read from safetensors only."""
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint's files hold, known to fit its config before any weight is read.
+
+    precision   that of most weights: float32, bfloat16 or float16
+    tied        names of weights that are those of the embedding
+    """
+
+    folder: Path
+    precision: str
+    tied: frozenset[str]
+
+
+def check(model: str, config: Any) -> Stored:
+    """Hold a checkpoint's files against its config and tokenizer; takes no memory.
+
+    Raises ModelError for weights that are missing, unexpected, of another shape or stored as a
+    pickle, and for a tokenizer beside them with more tokens than the embedding has rows.
+    """
+    folder = local_folder(model)
+    headers = read_headers(weight_files(folder, model), model)
+    if any(folder.glob("*token*")):
+        load_tokenizer(folder)
+    with model_errors(model), weights.unheard():
+        tied = weights.require_complete(headers, config, model)
+    return Stored(folder, weights.precision(headers, config), tied)
+
+
+def load(model: str, config: Any, *, attention: str | None = None, dtype: str = "float32") -> Any:
+    """A causal language model with `config`, its weights read from safetensors only.
+
+    attention  Transformers' name; None: sdpa where the family has it, else eager
+    dtype      float32, bfloat16, float16; "auto": the precision that the weights are stored in
+
+    Each tensor is read into its place: the memory needed is that of the model in `dtype`.
+    Raises ModelError as `check` does, and for weights that are NaN or infinite.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with model_errors(model):
-        return AutoModelForCausalLM.from_pretrained(
-            model,
+    stored = check(model, config)
+    with model_errors(model), weights.unheard():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            stored.folder,
             config=config,
             attn_implementation=attention,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, stored.precision if dtype == "auto" else dtype),
             use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+        network, report = loaded
+        weights.require_same(report, model)
+        weights.require_tied(network, stored.tied, model)
+        weights.require_finite(network, model)
+    return network
 
 
 def gathered(model: Any, accelerator: Any = None, wrapped: Any = None) -> dict[str, Any] | None:
@@ -116,7 +162,7 @@ def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> 
     tokenizer.model_max_length = target
     tokenizer.save_pretrained(partial)
     _write_older_layout(partial / "config.json")
-    source = _local_folder(model)
+    source = local_folder(model)
     for path in [*(match for pattern in WEIGHTS for match in source.glob(pattern)),
                  *source.glob("generation_config.json")]:  # fmt: skip
         (partial / path.name).symlink_to(path.resolve())
@@ -144,39 +190,3 @@ def _partial(folder: Path) -> Path:
 def _put_in_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def _local_folder(model: str) -> Path:
-    """Folder of a checkpoint; a hub name's is its snapshot in the hub's own cache."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    with model_errors(model):
-        return Path(snapshot_download(model, allow_patterns=["*.safetensors*", "*.json"]))
-
-
-def _must_be_readable(model: str) -> None:
-    """Say what is wrong with a path before Transformers asks a hub about it."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"no model in {model}: the folder has no config.json")
-    elif path.exists():
-        raise ModelError(f"{model} is a file: give the folder of a checkpoint, or a hub name")
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"no such model: {model}")
-
-
-@contextmanager
-def model_errors(what: str) -> Generator[None]:
-    """Turn what Transformers and safetensors raise for a bad checkpoint into one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        raise ModelError(f"cannot load {what}: {lines[0] if lines else type(error)}") from error
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
-            raise ModelError(f"cannot load {what}: {error}") from error
-        raise

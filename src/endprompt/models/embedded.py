@@ -21,6 +21,9 @@ from typing import Any
 
 from endprompt.errors import ModelError, OutputError, TextError
 from endprompt.io import files
+from endprompt.models import weights
+from endprompt.models.checkpoint_files import model_errors, one_line
+from endprompt.models.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,22 @@ def convert_gguf(file: Path, folder: Path) -> None:
     Raises ModelError for a file that is cut short, broken, or of an unknown architecture.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     _must_be_whole(file)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32
-        )
+        with model_errors(str(file)):
+            tokenizer = load_tokenizer(file)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(file.parent),
+                gguf_file=file.name,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            network, report = loaded
+            weights.require_same(report, str(file))
+            weights.require_finite(network, str(file))
         network.config.quantization_config = None
         del network.config.quantization_config
         network.hf_quantizer = None  # the weights are plain float32 by now
@@ -125,13 +135,11 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
         _put_in_place(partial, folder)
     except OSError as error:
-        if error.errno is not None:
-            raise files.full_disk(error, folder) from error
-        raise ModelError(f"cannot read {file}: {_first_line(error)}") from error
-    except (ValueError, KeyError, RuntimeError, IndexError) as error:
+        raise files.full_disk(error, folder) from error
+    except RuntimeError as error:  # what safetensors raises for a full disk
         if "No space left" in str(error):
             raise OutputError(f"no space left on the disk while writing {folder}") from error
-        raise ModelError(f"cannot read {file}: {_first_line(error)}") from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -145,7 +153,7 @@ def _must_be_whole(file: Path) -> None:
         tensors = GGUFReader(file).tensors
     except (ValueError, IndexError, KeyError, OSError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{file} is no whole GGUF file ({size} bytes): {_first_line(error)}; fetch it again"
+            f"{file} is no whole GGUF file ({size} bytes): {one_line(error)}; fetch it again"
         ) from error
     end = max((tensor.data_offset + tensor.n_bytes for tensor in tensors), default=0)
     if not tensors or end > size:
@@ -200,8 +208,3 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Tokenizers by name: preparing data needs no model beside it."""
+"""The one way in which a tokenizer is loaded: preparing data needs no model beside it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,62 @@ from pathlib import Path
 from typing import Any
 
 from endprompt.errors import ModelError
+from endprompt.models.checkpoint_files import model_errors, require_model
+
+BEYOND = {"gemma3_text": {"<image_soft_token>"}, "gemma3": {"<image_soft_token>"}}
+"""Tokens that a family's tokenizer has, and its text models have no embedding for."""
 
 
-def load_tokenizer(model: str) -> Any:
-    """Tokenizer of a hub model, a checkpoint folder, or a folder with a tokenizer alone.
+def load_tokenizer(where: str | Path) -> Any:
+    """Tokenizer of a hub name, a checkpoint folder, a folder with a tokenizer alone, or a GGUF.
 
-    Raises ModelError when there is none, or it can't be read.
+    Raises ModelError when there is none, it can't be read, it gives no tokens, or it has tokens
+    that the model beside it has no embedding for.
     """
     from transformers import AutoTokenizer
 
-    path = Path(model).expanduser()
-    if path.is_file():
-        raise ModelError(f"{model} is a file: give the folder that holds the tokenizer")
-    if not path.is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise ModelError(f"no such folder: {model}")
-    try:
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else model)
-    except Exception as error:  # a broken tokenizer.json raises a plain Exception
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"cannot load the tokenizer of {model}: {detail}") from error
+    path, options = Path(where), {}
+    if path.is_dir() and not any(path.glob("*token*")):
+        path = next(iter(sorted(path.glob("*.gguf"))), path)
+    if path.suffix == ".gguf" and path.is_file():
+        options, path = {"gguf_file": path.name}, path.parent
+    else:
+        require_model(str(where), tokenizer_only=True)
+    with model_errors(f"the tokenizer of {where}"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(path) if path.is_dir() else str(where), trust_remote_code=False, **options
+        )
+        tokens = tokenizer.tokenize("The quick brown fox")
+    if not tokens:
+        raise ModelError(f"the tokenizer of {where} gives no tokens: it has no vocabulary")
+    if not options:
+        _require_embedded(tokenizer, str(where))
+    return tokenizer
+
+
+def _require_embedded(tokenizer: Any, model: str) -> None:
+    """Every token has a row in the embedding, where there is a config that tells of one."""
+    from transformers import PreTrainedConfig
+
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        return
+    with model_errors(model):
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(model)
+        except OSError:
+            if Path(model).is_dir():
+                raise
+            return  # a hub name of a tokenizer alone
+        inner = config.get("text_config")
+        rows = (inner if isinstance(inner, dict) else config).get("vocab_size")
+        vocabulary = tokenizer.get_vocab()
+    if not isinstance(rows, int) or not vocabulary:
+        return
+    known = BEYOND.get(str(config.get("model_type")), set())
+    beyond = [token for token, row in vocabulary.items() if row >= rows and token not in known]
+    if beyond:
+        first = min(beyond, key=vocabulary.__getitem__)
+        raise ModelError(
+            f"the tokenizer of {model} does not fit the model: {len(beyond):,} of its tokens, as "
+            f"{first!r} (id {vocabulary[first]}), are beyond the {rows:,} rows of the embedding"
+        )

@@ -15,7 +15,7 @@
 | `scoring` | scores, averages, effective length, intervals |
 """
 
-from endprompt.eval.ruler.counting import TokenCounter, load_tokenizer
+from endprompt.eval.ruler.counting import TokenCounter
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
 from endprompt.eval.ruler.generate import Cell, TooShort, samples, wrap_of
 from endprompt.eval.ruler.scoring import LengthScore, Summary, TaskScore, score, summarise
@@ -35,7 +35,6 @@ __all__ = [
     "TokenCounter",
     "TooShort",
     "find_task",
-    "load_tokenizer",
     "samples",
     "score",
     "summarise",

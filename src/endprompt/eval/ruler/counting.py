@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from pathlib import Path
 from typing import Any
-
-from endprompt.errors import ModelError
 
 MEMO_LIMIT = 100_000
 """Words remembered before the memory of them is emptied: some 20 MB."""
@@ -31,31 +28,6 @@ _RUNS = re.compile(r"[^0-9A-Za-z]*(?:[0-9]+|[A-Za-z]+)|[^0-9A-Za-z]+")
 _MIXED_RUNS = re.compile(r"[0-9][A-Za-z]|[A-Za-z][0-9]|[0-9A-Za-z][!-/:-@\[-`{-~]")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
-
-
-def load_tokenizer(where: str | Path) -> Any:
-    """A Transformers tokenizer from a folder, a hub name, or a GGUF file (or folder with one).
-
-    Raises ModelError when there is none.
-    """
-    from transformers import AutoTokenizer
-
-    path = Path(where)
-    options: dict[str, str] = {}
-    if path.is_dir() and not any(path.glob("*token*")):
-        path = next(iter(sorted(path.glob("*.gguf"))), path)
-    if path.suffix == ".gguf" and path.is_file():
-        options, path = {"gguf_file": path.name}, path.parent
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(path) if options else str(where), **options
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"no tokenizer can be read from {where}: {detail}") from error
-    if not tokenizer.tokenize("The quick brown fox"):
-        raise ModelError(f"the tokenizer of {where} gives no tokens: it has no vocabulary")
-    return tokenizer
 
 
 class _Unsure(Exception):

@@ -25,7 +25,7 @@ from endprompt.eval.ruler.build import (
     Unlucky,
     Wrap,
 )
-from endprompt.eval.ruler.counting import TokenCounter, load_tokenizer
+from endprompt.eval.ruler.counting import TokenCounter
 from endprompt.eval.ruler.data import Data, Source
 from endprompt.eval.ruler.tasks import (
     CommonWords,
@@ -37,6 +37,7 @@ from endprompt.eval.ruler.tasks import (
     Tracking,
     find_task,
 )
+from endprompt.models.tokenizer import load_tokenizer
 
 PATIENCE = 20
 """Draws at the smallest published size before smaller sizes are tried."""

@@ -10,6 +10,7 @@ import datasets
 
 from endprompt.errors import EvaluationError
 from endprompt.eval import ruler
+from endprompt.models.tokenizer import load_tokenizer
 
 LENGTHS = frozenset({2**power for power in range(10, 18)})
 """Those that have a metric of their own."""
@@ -25,7 +26,7 @@ def dataset(task: str, **metadata: Any) -> dict[str, datasets.Dataset]:
         squad=metadata.get("squad"),
         hotpotqa=metadata.get("hotpotqa"),
     )
-    tokenizer = ruler.load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
     rows = [
         {"max_length": length, "task": task, **sample.row()}
         for length in metadata.get("max_seq_lengths", [4096])
