@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from endprompt import cues
+from endprompt import cues, stats
 from endprompt.data.rows import RowSource
 from endprompt.io import files
 from endprompt.lab import arms, study, summary
@@ -105,7 +105,7 @@ def table(results: list[dict[str, Any]]) -> str:
         for one in group.arms:
             if not one.trained:
                 continue
-            right = summary.estimate(one.scores(group.target)).mean
+            right = stats.of_bases(one.scores(group.target)).mean
             gaps = [
                 "" if other is None or other.name == one.name
                 else summary.written(summary.between(one, other, group.target))

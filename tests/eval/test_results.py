@@ -10,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from endprompt.errors import DataError, EvaluationError, OutputError
 from endprompt.eval.compare import compare
-from endprompt.eval.results import Question, answer_all, interval, read_samples
+from endprompt.eval.results import Question, answer_all, read_samples
 
 SETTINGS = {"task": "toy", "seed": 0}
 
@@ -200,11 +199,3 @@ def test_compare_of_window_checks_pairs_needles_by_text_and_key(tmp_path):
         (task, length) for task in ("losses", "needles", "quotes") for length in (500, 900)
     }
     assert all(row.unpaired == 0 for row in rows)
-
-
-def test_the_interval_is_that_of_a_normal_mean():
-    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
-    low, high = interval(values)
-    assert low == pytest.approx(values.mean() - 1.96 / 20, abs=0.02)
-    assert high == pytest.approx(values.mean() + 1.96 / 20, abs=0.02)
-    assert interval(values) == (low, high)

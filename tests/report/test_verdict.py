@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,35 +30,16 @@ def made(*arms: dict[str, Any], target: int = 200) -> dict[str, Any]:
     }
 
 
-def test_t_quantiles_match_the_printed_tables() -> None:
-    for degrees, value in ((1, 12.706), (10, 2.228), (11, 2.201), (30, 2.042), (1000, 1.962)):
-        assert v.t_975(degrees) == pytest.approx(value, abs=6e-4)
-
-
-def test_paired_interval_is_students() -> None:
-    # By hand: mean 2, standard deviation 1, so 2 ± 4.303 / sqrt(3).
-    assert v.paired([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4844, 2 + 2.4844), abs=1e-3)
-
-
-@pytest.mark.parametrize("gains", [[], [1.0], [1.0, 2.0], [1.0] * 5])
-def test_too_few_pairs_decide_nothing(gains: list[float]) -> None:
-    assert v.paired(gains) is None
-
-
-def test_six_equal_gains_decide() -> None:
-    assert v.paired([1.0] * 6) == (1.0, 1.0)
-
-
-def test_no_difference_at_all_is_not_told_apart() -> None:
+def test_no_difference_at_all_is_not_significant() -> None:
     same = {200: [1.0, 2.0, 3.0]}
     run = made(arm("base", same, trained=False), arm("ours", same, trained=True))
-    assert [one.outcome for one in v.comparisons(run)] == ["not told apart"]
+    assert [one.outcome for one in v.comparisons(run)] == ["not significant"]
 
 
 def test_a_lower_loss_is_a_gain_and_a_higher_one_is_called_worse() -> None:
-    base = arm("base", {200: [4.0, 4.1, 4.2, 4.3]}, trained=False)
-    control = arm("short", {200: [2.0, 2.1, 2.2, 2.31]}, trained=True)
-    ours = arm("ours", {200: [3.0, 3.1, 3.21, 3.3]}, trained=True)
+    base = arm("base", {200: [4.0, 4.1, 4.2, 4.3, 4.4]}, trained=False)
+    control = arm("short", {200: [2.0, 2.1, 2.2, 2.31, 2.4]}, trained=True)
+    ours = arm("ours", {200: [3.0, 3.1, 3.21, 3.3, 3.4]}, trained=True)
     said = v.verdict(made(base, control, ours))
     assert said[0] == (
         "Past the old window of 100 tokens, “ours” is better on every measure than “base”; "
@@ -71,8 +51,12 @@ def test_a_lower_loss_is_a_gain_and_a_higher_one_is_called_worse() -> None:
 
 
 def test_one_gain_among_many_open_measures_is_not_called_a_lead() -> None:
-    base = arm("base", {200: [4.0, 4.1, 4.2], 300: [1.0, 2.0, 3.0]}, trained=False)
-    ours = arm("ours", {200: [3.0, 3.1, 3.21], 300: [3.0, 2.0, 1.0]}, trained=True)
+    base = arm(
+        "base", {200: [4.0, 4.1, 4.2, 4.3, 4.4], 300: [1.0, 2.0, 3.0, 4.0, 5.0]}, trained=False
+    )
+    ours = arm(
+        "ours", {200: [3.0, 3.1, 3.21, 3.3, 3.4], 300: [5.0, 4.0, 3.0, 2.0, 1.0]}, trained=True
+    )
     assert (
         "better on some measures and worse on none than “base”" in (v.verdict(made(base, ours))[0])
     )
@@ -95,7 +79,7 @@ def test_target_that_was_measured_has_a_line_of_its_own() -> None:
     values = {200: [1.0, 1.1, 1.3]}
     run = made(arm("base", values, trained=False), arm("ours", values, trained=True))
     assert (
-        "At the target itself, 200 tokens, against “base”: not told apart on 1 of 1 measure."
+        "At the target itself, 200 tokens, against “base”: not significant on 1 of 1 measure."
         in (v.verdict(run))
     )
 
@@ -112,8 +96,12 @@ def test_every_measure_past_the_window_has_a_line_and_every_arm_is_named(
 
 
 def test_harm_inside_the_window_is_said() -> None:
-    base = arm("base", {50: [1.0, 1.1, 1.2], 200: [4.0, 4.1, 4.2]}, trained=False)
-    ours = arm("ours", {50: [2.0, 2.1, 2.21], 200: [3.0, 3.1, 3.21]}, trained=True)
+    base = arm(
+        "base", {50: [1.0, 1.1, 1.2, 1.3, 1.4], 200: [4.0, 4.1, 4.2, 4.3, 4.4]}, trained=False
+    )
+    ours = arm(
+        "ours", {50: [2.0, 2.1, 2.21, 2.3, 2.4], 200: [3.0, 3.1, 3.21, 3.3, 3.4]}, trained=True
+    )
     said = v.verdict(made(base, ours))
     assert "Inside the old window, against “base”: worse on 1 of 1 measure." in said
     assert any("at 50 tokens" in one and "worse than “base”" in one for one in said)
@@ -131,7 +119,7 @@ def test_values_that_do_not_pair_give_no_interval() -> None:
     base = arm("base", {200: [4.0, 4.1, 4.2, 4.3]}, trained=False)
     ours = arm("ours", {200: [1.0, 1.1, 1.2]}, trained=True)
     [one] = v.comparisons(made(base, ours))
-    assert one.outcome == "not told apart"
+    assert one.outcome == "not significant"
     assert "no interval from 0 pairs" in one.interval
 
 
@@ -151,5 +139,5 @@ def test_swapping_the_arms_swaps_the_outcome(pairs: list[tuple[float, float]]) -
         run = made(arm("base", {200: other}, trained=False), arm("ours", {200: ours}, trained=True))
         return v.comparisons(run)[0].outcome
 
-    mirror = {"better": "worse", "worse": "better", "not told apart": "not told apart"}
+    mirror = {"better": "worse", "worse": "better", "not significant": "not significant"}
     assert outcome(one, two) == mirror[outcome(two, one)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import Planted, study
 
-from endprompt.lab.summary import Estimate
+from endprompt.stats import Estimate
 from endprompt.study import compare
 from endprompt.study.definition import Arm, Measure, Study
 from endprompt.study.numbers import Values, mean_of
@@ -18,7 +18,7 @@ from endprompt.study.numbers import Values, mean_of
     [
         ((0.9, 0.2), (60, 40), "agrees"),
         ((0.9, 0.2), (40, 60), "disagrees"),
-        ((0.5, 0.5), (40, 60), "not told apart"),
+        ((0.5, 0.5), (40, 60), "not significant"),
     ],
 )
 def test_signs_are_told_as_planted(

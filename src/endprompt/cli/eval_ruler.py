@@ -185,13 +185,15 @@ def _print_scores(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from endprompt import stats
+
     table = Table("task", "length", "score", "95 %", "nulls")
     for row in rows:
         table.add_row(
             row["task"],
             str(row["length"] or "?"),
             f"{row['score']:.2f}",
-            f"{row['low']:.1f} - {row['high']:.1f}",
+            stats.span(row["low"], row["high"], ".1f"),
             f"{row['nulls']}/{row['count']}",
         )
     Console().print(table)
@@ -201,13 +203,15 @@ def _print_summary(summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from endprompt import stats
+
     table = Table("length", "average", "95 %", "tasks")
     for row in summary.lengths:
         mark = " (target)" if row.length == summary.target else ""
         table.add_row(
             f"{row.length or '?'}{mark}",
             f"{row.score:.1f}",
-            f"{row.low:.1f} - {row.high:.1f}",
+            stats.span(row.low, row.high, ".1f"),
             str(len(row.tasks)),
         )
     Console().print(table)

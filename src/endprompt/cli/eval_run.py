@@ -50,6 +50,7 @@ def compare(
 
         endprompt eval compare runs/base-ruler runs/mine-ruler
     """
+    from endprompt import stats
     from endprompt.cli import eval_screen as screen
     from endprompt.eval import compare as pairs
     from endprompt.io import files
@@ -66,7 +67,7 @@ def compare(
                 row.first,
                 row.second,
                 f"{row.difference:+.3f}",
-                f"{row.low:+.3f} to {row.high:+.3f}",
+                stats.span(row.low, row.high, "+.3f"),
                 f"{row.wins} / {row.losses}",
                 f"{row.pairs}" + (f" ({row.unpaired} unpaired)" if row.unpaired else ""),
             ]
@@ -313,6 +314,7 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
 
 
 def _table(cells: list[Cell]) -> None:
+    from endprompt import stats
     from endprompt.cli import eval_screen as screen
 
     screen.table(
@@ -323,7 +325,7 @@ def _table(cells: list[Cell]) -> None:
                 cell.length or "-",
                 cell.metric,
                 cell.mean,
-                f"{cell.low:.3f} - {cell.high:.3f}",
+                stats.span(cell.low, cell.high),
                 cell.samples,
                 cell.failed,
             ]

@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         """Run a table or figure of the paper and set our numbers beside the paper's.
 
         OUT/SCALE/study.html says which differences have the sign that the paper prints, which
-        have the other, and which can't be told apart. Runs are shared between studies and kept:
+        have the other, and which are not significant. Runs are shared between studies and kept:
         equal recipe, seed and settings are run once. A study that has no meaning at a scale says
         so.
 

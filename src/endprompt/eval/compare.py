@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from endprompt import stats
 from endprompt.errors import DataError
-from endprompt.eval.results import SAMPLES, interval, read_samples
+from endprompt.eval.results import SAMPLES, read_samples
 
 Values = dict[tuple[str, int, str], dict[str, float]]
 """Values by (task, length, metric), each with the name of what was asked."""
@@ -26,7 +27,7 @@ WINDOW_METRICS: dict[str, tuple[str, ...]] = {
 class Difference(BaseModel):
     """Second minus first over what both answered.
 
-    low, high   95 % bootstrap interval of the mean difference
+    low, high   95 % interval of the mean difference (`endprompt.stats`), None for too few pairs
     wins        samples where the second is higher; losses: where it is lower
     unpaired    samples that only one of them answered, left out
     """
@@ -39,8 +40,8 @@ class Difference(BaseModel):
     first: float
     second: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     wins: int
     losses: int
     pairs: int
@@ -62,7 +63,7 @@ def compare(first: Path, second: Path) -> list[Difference]:
             continue
         a = np.array([one[cell][name] for name in shared])
         b = np.array([other[cell][name] for name in shared])
-        low, high = interval(b - a)
+        gap = stats.of_differences(b - a)
         rows.append(
             Difference(
                 task=cell[0],
@@ -70,9 +71,9 @@ def compare(first: Path, second: Path) -> list[Difference]:
                 metric=cell[2],
                 first=float(a.mean()),
                 second=float(b.mean()),
-                difference=float((b - a).mean()),
-                low=low,
-                high=high,
+                difference=gap.mean,
+                low=gap.low,
+                high=gap.high,
                 wins=int((b > a).sum()),
                 losses=int((b < a).sum()),
                 pairs=len(shared),

@@ -16,9 +16,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from endprompt import stats
 from endprompt.errors import EvaluationError
 from endprompt.eval.engine import Engine, Reader
-from endprompt.eval.results import Cell, Sample, interval
+from endprompt.eval.results import Cell, Sample
 
 SHORT_TASKS = ("mmlu", "gsm8k", "hellaswag", "humaneval")
 """The short-text tasks of the paper's table 5, under lm-eval's names."""
@@ -218,8 +219,6 @@ def _samples(found: dict[str, list[dict[str, Any]]]) -> list[Sample]:
 
 def _cells(found: dict[str, Any]) -> list[Cell]:
     """lm-eval's own aggregates (which need not be means), with intervals where they are means."""
-    import numpy as np
-
     cells = []
     for task, results in found["results"].items():
         for key, value in results.items():
@@ -231,20 +230,18 @@ def _cells(found: dict[str, Any]) -> list[Cell]:
                 for row in found["samples"].get(task, [])
                 if row["filter"] == filtered and isinstance(row.get(metric), int | float)
             ]
-            values = np.array(rows)
             mean = float(value)
-            same = len(values) and abs(values.mean() - mean) < 1e-9
-            low, high = interval(values) if same else (mean, mean)
+            found_mean = stats.of_values(rows) if rows else None
+            same = found_mean is not None and abs(found_mean.mean - mean) < 1e-9
             cells.append(
                 Cell(
                     task=task,
                     length=0,
                     metric=metric if filtered == "none" else f"{metric} ({filtered})",
                     mean=mean,
-                    low=low,
-                    high=high,
-                    samples=len(values)
-                    or int(found["n-samples"].get(task, {}).get("effective", 0)),
+                    low=found_mean.low if found_mean and same else None,
+                    high=found_mean.high if found_mean and same else None,
+                    samples=len(rows) or int(found["n-samples"].get(task, {}).get("effective", 0)),
                     failed=0,
                 )
             )

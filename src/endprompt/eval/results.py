@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from endprompt import stats
 from endprompt.errors import DataError, EvaluationError
 from endprompt.io.claims import claim
 from endprompt.io.files import sha256_of, write_json, write_text
@@ -61,7 +62,7 @@ class Sample(BaseModel):
 class Cell(BaseModel):
     """One task at one length: means of each metric over the samples that were answered.
 
-    low, high    95 % interval of the mean by bootstrap over samples (2,000 draws)
+    low, high    95 % interval of the mean (`endprompt.stats`), None for too few samples
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +71,8 @@ class Cell(BaseModel):
     length: int
     metric: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     samples: int
     failed: int
 
@@ -211,15 +212,15 @@ def summarise(
         answered = [sample for sample in here if sample.error is None]
         for metric in dict.fromkeys(name for sample in answered for name in sample.scores):
             values = np.array([s.scores[metric] for s in answered if metric in s.scores])
-            low, high = interval(values)
+            found = stats.of_values(values)
             cells.append(
                 Cell(
                     task=task,
                     length=length,
                     metric=metric,
-                    mean=float(values.mean()),
-                    low=low,
-                    high=high,
+                    mean=found.mean,
+                    low=found.low,
+                    high=found.high,
                     samples=len(values),
                     failed=len(here) - len(answered),
                 )
@@ -234,18 +235,6 @@ def summarise(
         versions=versions(),
         notes=list(notes),
     )
-
-
-def interval(values: np.ndarray, *, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the mean of float[N], N at least 1; the same values give the same.
-
-    >>> interval(np.array([1.0, 1.0]))
-    (1.0, 1.0)
-    """
-    rng = np.random.default_rng(0)
-    means = np.array([rng.choice(values, len(values)).mean() for _ in range(draws)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from endprompt import stats
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -64,16 +65,11 @@ def evaluation(check: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary(values: list[float], resamples: int = 2000) -> dict[str, Any]:
-    """Mean with a 95 % bootstrap interval; no interval for fewer than five values."""
-    array = np.array(values, dtype=np.float64)
-    found: dict[str, Any] = {"mean": float(array.mean()), "values": values}
-    if len(array) >= 5:
-        rng = np.random.default_rng(0)
-        means = rng.choice(array, (resamples, len(array))).mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        found |= {"low": float(low), "high": float(high)}
-    return found
+def summary(values: list[float]) -> dict[str, Any]:
+    """Mean with its 95 % interval, where there are values enough for one."""
+    found = stats.of_values(values)
+    ends = {} if found.low is None else {"low": found.low, "high": found.high}
+    return {"mean": found.mean, "values": values, **ends}
 
 
 def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,21 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from endprompt import stats
 from endprompt.io import files
 from endprompt.lab.summary import (
     CONTROL,
     RECOVERED,
     RIVAL,
     Arms,
-    Estimate,
     Group,
     Result,
     between,
-    estimate,
     groups,
     sentences,
     verdict,
-    written,
 )
 from endprompt.report import figures, page
 from endprompt.report.tables import ABSENT, Cell, Table
@@ -74,7 +72,9 @@ def _bases(results: Sequence[Result]) -> list[dict[str, Any]]:
 def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "arm": arm.name,
-        "accuracy": {str(length): _rounded(estimate(arm.scores(length))) for length in arm.lengths},
+        "accuracy": {
+            str(length): _rounded(stats.of_bases(arm.scores(length))) for length in arm.lengths
+        },
         "by_seed": {
             str(seed): round(score, 4)
             for seed, score in zip(arm.seeds, arm.accuracy(group.target), strict=True)
@@ -98,7 +98,7 @@ def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
     return numbers
 
 
-def _rounded(one: Estimate) -> list[float | None]:
+def _rounded(one: stats.Estimate) -> list[float | None]:
     return [None if value is None else round(value, 4) for value in (one.mean, one.low, one.high)]
 
 
@@ -107,7 +107,7 @@ def _mean(arm: Arms, key: str) -> float:
 
 
 def _accuracy_cell(arm: Arms, length: int) -> Cell:
-    found = estimate(arm.scores(length))
+    found = stats.of_bases(arm.scores(length))
     note = "" if found.low is None else f"[{found.low:.2f}, {found.high:.2f}]"
     return Cell(f"{found.mean:.3f}", note, found.mean)
 
@@ -146,7 +146,7 @@ def accuracy(group: Group) -> Table:
                 *(
                     Cell("")
                     if gap is None or other.name == arm.name
-                    else Cell(written(gap), verdict(gap), gap.mean)
+                    else Cell(str(gap), verdict(gap), gap.mean)
                     for gap, other in zip(gaps, others, strict=True)
                 ),
             )
@@ -251,7 +251,7 @@ def losses(group: Group) -> Table:
         excess = far.mean() / best - 1
         control = group.control
         gap = between(arm, control, group.target, what="losses") if control else None
-        against = Cell("") if gap is None or arm is control else Cell(written(gap), value=gap.mean)
+        against = Cell("") if gap is None or arm is control else Cell(str(gap), value=gap.mean)
         rows.append(
             (
                 Cell(arm.name),

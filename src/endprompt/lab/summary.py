@@ -13,32 +13,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from endprompt import stats
+from endprompt.stats import Estimate, Floats
+
 Result = dict[str, Any]
 
 CONTROL, RIVAL = "short", "pose"
 """The two arms that every other arm is compared with."""
-DRAWS = 2000
 RECOVERED = 0.9
 """An arm has regained the window when it keeps this part of the base's accuracy inside it."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval; None where there are fewer than two bases."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval leaves zero out, else 0."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return 0
-        return 1 if self.low > 0 else -1
 
 
 @dataclass(frozen=True)
@@ -97,48 +81,13 @@ class Arms:
         return Arms(self.name, self.scaling, self.factor, kept)
 
 
-def estimate(bases: list[list[Floats]]) -> Estimate:
-    """Mean over bases of the mean over groups, with its bootstrap interval."""
-    mean = float(np.mean([np.mean([group.mean() for group in base]) for base in bases]))
-    if len(bases) < 2:
-        return Estimate(mean, None, None)
-    rng = np.random.default_rng(0)
-    drawn = np.stack(
-        [
-            np.mean(
-                [
-                    group[rng.integers(len(group), size=(DRAWS, len(group)))].mean(axis=1)
-                    for group in base
-                ],
-                axis=0,
-            )
-            for base in bases
-        ]
-    )
-    picked = rng.integers(len(bases), size=(len(bases), DRAWS))
-    means = drawn[picked, rng.integers(DRAWS, size=picked.shape)].mean(axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(mean, float(low), float(high))
-
-
-def difference(one: list[list[Floats]], other: list[list[Floats]]) -> Estimate:
-    """Paired difference, one minus other, of the same bases, groups and samples."""
-    return estimate(
-        [
-            [a - b for a, b in zip(mine, yours, strict=True)]
-            for mine, yours in zip(one, other, strict=True)
-        ]
-    )
-
-
 def between(one: Arms, other: Arms, length: int, *, what: str = "scores") -> Estimate | None:
     """Paired difference of two arms on the bases that both have; None where there is none."""
     shared = [seed for seed in one.seeds if seed in other.seeds]
     if not shared:
         return None
-    return difference(
-        getattr(one.of(shared), what)(length), getattr(other.of(shared), what)(length)
-    )
+    mine, yours = (getattr(arm.of(shared), what)(length) for arm in (one, other))
+    return stats.of_bases(stats.differences(mine, yours))
 
 
 @dataclass(frozen=True)
@@ -230,7 +179,7 @@ def sentences(group: Group) -> list[str]:
         for arm in group.arms:
             gap = between(arm, other, group.target)
             if arm.name != other.name and arm.trained and gap is not None:
-                words.setdefault(verdict(gap), []).append(f"{arm.name} ({written(gap)})")
+                words.setdefault(verdict(gap), []).append(f"{arm.name} ({gap})")
         for found in (*VERDICTS.values(), UNDECIDED):
             if found in words:
                 note = ", the interval holds zero" if found == "no better" else ""
@@ -249,10 +198,3 @@ def sentences(group: Group) -> list[str]:
             f"{100 * excess:.1f} % above the lowest of all trained arms."
         )
     return said
-
-
-def written(gap: Estimate) -> str:
-    """A difference with its interval."""
-    if gap.low is None:
-        return f"{gap.mean:+.3f}"
-    return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"

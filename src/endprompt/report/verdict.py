@@ -1,17 +1,16 @@
 """The verdict of a run in plain words, written from its numbers by rule.
 
 Arms are compared on the same documents and needles, so the interval is that of the paired
-differences (Student's t, 95 %). It covers the choice of documents and needles and nothing else.
+differences (`endprompt.stats`, 95 %). It covers the choice of documents and needles, nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
+from endprompt import stats
 from endprompt.report.reading import (
     METRICS,
     Arm,
@@ -26,22 +25,15 @@ from endprompt.report.reading import (
     window,
 )
 
-Outcome = Literal["better", "worse", "not told apart"]
-OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "not told apart")
+Outcome = Literal["better", "worse", "not significant"]
+OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "not significant")
 STANDING = {
     frozenset({"better", "worse"}): "better on some measures and worse on others than",
     frozenset({"better"}): "better on some measures and worse on none than",
     frozenset({"worse"}): "worse on some measures and better on none than",
-    frozenset(): "not told apart from",
+    frozenset(): "not significantly different from",
 }
-"""How a headline sums up outcomes, those not told apart aside."""
-FEWEST = 3
-"""Fewer pairs than this decide nothing."""
-FEWEST_EQUAL = 6
-"""Equal differences show no spread; a sign test needs this many of them to reach 95 %."""
-
-# Student's t, 97.5 %, for 1 to 10 degrees of freedom; beyond these a series is exact enough.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""How a headline sums up outcomes, those not significant aside."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Comparison:
     def outcome(self) -> Outcome:
         """Better or worse only where the interval leaves zero out."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "not told apart"
+            return "not significant"
         return "better" if self.low > 0 else "worse"
 
     @property
@@ -75,35 +67,14 @@ class Comparison:
         return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def t_975(degrees: int) -> float:
-    """97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5 beyond 10 degrees)."""
-    if degrees <= len(T_975):
-        return T_975[degrees - 1]
-    z = NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
-def paired(gains: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of paired differences, or None where they are too few."""
-    equal = len(set(gains)) == 1 and gains[0] != 0
-    if len(gains) < (FEWEST_EQUAL if equal else FEWEST):
-        return None
-    middle = fmean(gains)
-    half = t_975(len(gains) - 1) * stdev(gains) / sqrt(len(gains))
-    return middle - half, middle + half
-
-
 def _gain(metric: Metric, one: Measured, two: Measured) -> tuple[float, float | None, float | None]:
     sign = 1 if metric.higher_is_better else -1
     gain = sign * (one.mean - two.mean)
     if not one.values or len(one.values) != len(two.values):
         return gain, None, None
     gains = [sign * (a - b) for a, b in zip(one.values, two.values, strict=True)]
-    low, high = paired(gains) or (None, None)
-    return gain, low, high
+    found = stats.of_differences(gains)
+    return gain, found.low, found.high
 
 
 def comparisons(run: Run) -> list[Comparison]:
@@ -174,7 +145,7 @@ def _headline(past: Sequence[Comparison], old: int) -> str:
     standing: dict[str, list[str]] = {}
     for other in dict.fromkeys(one.other for one in past):
         mine = {one.outcome for one in past if one.other == other}
-        word = STANDING[frozenset(mine - {"not told apart"})]
+        word = STANDING[frozenset(mine - {"not significant"})]
         if mine in ({"better"}, {"worse"}):
             word = f"{next(iter(mine))} on every measure than"
         standing.setdefault(word, []).append(f"“{other}”")
@@ -220,7 +191,7 @@ def _sentence(group: Sequence[Comparison]) -> str:
     for outcome in OUTCOMES:
         mine = [one for one in group if one.outcome == outcome]
         if mine:
-            word = "not told apart from" if outcome == "not told apart" else f"{outcome} than"
+            word = STANDING[frozenset()] if outcome == "not significant" else f"{outcome} than"
             parts.append(f"{word} " + ", ".join(f"“{one.other}” ({one.interval})" for one in mine))
     return (
         f"{first.metric.label} at {first.length:,} tokens ({first.mean:.3f} {first.metric.unit}): "
@@ -232,7 +203,7 @@ def _sentence(group: Sequence[Comparison]) -> str:
 def _limits(everything: Sequence[Comparison]) -> str:
     resolved = [one for one in everything if one.low is not None]
     if not resolved:
-        return "No comparison has three paired values or more: no difference here is established."
+        return f"No comparison has {stats.FEWEST} paired values or more: nothing is established."
     sizes = sorted({one.pairs for one in resolved})
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from endprompt.io import provenance
-from endprompt.lab.summary import Estimate
+from endprompt.stats import Estimate
 from endprompt.study.definition import SMALLER, Arm, Measure, Scale, Study
 from endprompt.study.numbers import Place, Results, Values, at_all, mean_of, minus
 
@@ -20,7 +20,7 @@ CONTROLS = {
     "pi": Arm(recipe="pi", note="the base, positions interpolated, untrained"),
 }
 """Shown beside the arms wherever they were measured."""
-AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not told apart"
+AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not significant"
 UNDECIDED = "no interval: undecided"
 NOT_PRINTED = "not in the paper"
 WORDS = (AGREES, DISAGREES, OPEN, UNDECIDED, NOT_PRINTED)
@@ -173,7 +173,7 @@ def word(paper: float | None, ours: Estimate) -> str:
     >>> word(3.1, Estimate(2.0, 1.0, 3.0)), word(3.1, Estimate(-2.0, -3.0, -1.0))
     ('agrees', 'disagrees')
     >>> word(3.1, Estimate(2.0, -1.0, 3.0)), word(None, Estimate(2.0, 1.0, 3.0))
-    ('not told apart', 'not in the paper')
+    ('not significant', 'not in the paper')
     """
     if paper is None:
         return NOT_PRINTED
@@ -203,7 +203,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     unclear = sum(one["word"] == OPEN for one in judged)
     if unclear:
         said.append(
-            f"Not told apart here, {unclear} of {len(judged)}: the intervals hold zero, so the "
+            f"Not significant here, {unclear} of {len(judged)}: the intervals hold zero, so the "
             f"paper's signs are neither confirmed nor denied."
         )
     extra = [one for one in found["comparisons"] if one["word"] == NOT_PRINTED]

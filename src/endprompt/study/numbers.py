@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from endprompt.lab.summary import DRAWS, Estimate, estimate
+from endprompt import stats
+from endprompt.stats import Estimate, Floats
 from endprompt.study.definition import Arm, Measure, Study
 
-Floats = NDArray[np.float64]
 Place = float | Literal["target"]
 """A length as a measure names it: a multiple of the window, or the target."""
 Values = dict[Place, dict[int, list[Floats]]]
 """Length, then base (or run), to values in groups: one group a task, each of equal weight."""
 
 PERCENT = 100.0
-FEWEST = 5
-"""Samples that an interval over samples takes at least."""
 
 
 class Results(Protocol):
@@ -54,18 +49,7 @@ def mean_of(bases: list[list[Floats]], *, one_model: bool) -> Estimate:
     one_model  the interval is a bootstrap over the samples of each group, else over bases and
                samples; None where there are too few of them
     """
-    if not one_model:
-        return estimate(bases)
-    (groups,) = bases
-    mean = float(np.mean([group.mean() for group in groups]))
-    if min(map(len, groups)) < FEWEST:
-        return Estimate(mean, None, None)
-    rng = np.random.default_rng(0)
-    drawn = [
-        group[rng.integers(len(group), size=(DRAWS, len(group)))].mean(axis=1) for group in groups
-    ]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Estimate(mean, float(low), float(high))
+    return stats.of_groups(bases[0]) if one_model else stats.of_bases(bases)
 
 
 def minus(
@@ -73,6 +57,4 @@ def minus(
 ) -> list[list[Floats]]:  # fmt: skip
     """Paired differences, base by base, group by group, sample by sample."""
     shared = sorted(one.keys() & other.keys())
-    return [
-        [a - b for a, b in zip(one[base], other[base], strict=True)] for base in shared
-    ]  # fmt: skip
+    return stats.differences([one[base] for base in shared], [other[base] for base in shared])

@@ -17,7 +17,7 @@ SCALES = {
     "smollm2": "a real model of 135 million weights, to 16K",
     "paper": "the paper's own protocol",
 }
-SHOWN = ("agrees", "disagrees", "not told apart", "no interval: undecided")
+SHOWN = ("agrees", "disagrees", "not significant", "no interval: undecided")
 LABELS = {"none": "base, unscaled", "pi": "base, PI, untrained"}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from endprompt import stats
 from endprompt.errors import EvaluationError
 from endprompt.eval.ruler.tasks import TASKS, find_task
 
@@ -25,7 +26,6 @@ THRESHOLD = 85.6
 HIDES = 5.0
 """Points by which an average may exceed the score at the target before a warning."""
 
-RESAMPLES = 1000
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
@@ -34,15 +34,15 @@ class TaskScore:
     """The score of one task at one length.
 
     score        percent, two decimals
-    low, high    95 % bootstrap interval over samples, percent
+    low, high    95 % interval over samples, percent (`endprompt.stats`), None for too few
     nulls        predictions with nothing in them
     per_sample   0..1 for each prediction, in order
     """
 
     task: str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     nulls: int
     per_sample: tuple[float, ...]
 
@@ -54,12 +54,12 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class LengthScore:
-    """The average over the tasks at one length, with its 95 % bootstrap interval."""
+    """The average over the tasks at one length, with its 95 % interval."""
 
     length: int
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     tasks: tuple[str, ...]
 
 
@@ -101,9 +101,8 @@ def score(task: str, predictions: Iterable[Mapping[str, Any]]) -> TaskScore:
         per_sample.append(max(hits) if best else sum(hits) / len(hits))
     if not per_sample:
         raise EvaluationError(f"no predictions for {task}: nothing to score")
-    low, high = _interval(_resampled(per_sample))
-    value = round(sum(per_sample) / len(per_sample) * 100, 2)
-    return TaskScore(task, value, low, high, nulls, tuple(per_sample))
+    found = _percent(stats.of_values(per_sample))
+    return TaskScore(task, found.mean, found.low, found.high, nulls, tuple(per_sample))
 
 
 def postprocess(text: str) -> str:
@@ -169,24 +168,15 @@ def _warnings(rows: Sequence[LengthScore], average: float, target: int) -> Itera
 
 
 def _over_tasks(length: int, scores: Sequence[TaskScore]) -> LengthScore:
-    resampled = np.mean(
-        [_resampled(score.per_sample, at) for at, score in enumerate(scores)], axis=0
-    )
-    low, high = _interval(resampled)
+    found = _percent(stats.of_groups([np.asarray(score.per_sample) for score in scores]))
     mean = float(np.mean([score.score for score in scores]))
-    return LengthScore(length, mean, low, high, tuple(score.task for score in scores))
+    return LengthScore(length, mean, found.low, found.high, tuple(score.task for score in scores))
 
 
-def _resampled(per_sample: Sequence[float], seed: int = 0) -> np.ndarray:
-    """Means of `RESAMPLES` draws with replacement, in percent."""
-    count = len(per_sample)
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES)
-    return draws @ np.asarray(per_sample) / count * 100
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return round(float(low), 2), round(float(high), 2)
+def _percent(found: stats.Estimate) -> stats.Estimate:
+    """An estimate of 0..1 in percent, rounded as NVIDIA's scorer rounds."""
+    ends = (None if end is None else round(100 * end, 2) for end in (found.low, found.high))
+    return stats.Estimate(round(100 * found.mean, 2), *ends)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
