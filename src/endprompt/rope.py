@@ -199,8 +199,8 @@ def stretch(base: Base, s: float, critical: int | None = None) -> list[float]:
     critical  index of the first pair that is interpolated in full; None: the first one that
               doesn't turn once in the original window, so that its angles at L were never met
 
-    A starting point made from the frequencies alone. LongRoPE searches its factors by the loss
-    of the model; `endprompt.train.longrope.search` searches `critical` that way.
+    A starting point made from the frequencies alone; LongRoPE searches its factors by the loss
+    of the model.
     """
     pairs = base.rotary_size // 2
     if critical is None:

@@ -10,8 +10,6 @@ import torch
 
 from endprompt import rope, theory
 from endprompt.analysis import attention
-from endprompt.data.rows import collate
-from endprompt.train.position_check import probe_row
 from tiny_families import tiny_model
 
 TARGET = 512
@@ -123,24 +121,3 @@ def test_every_head_has_its_tightness_and_no_measure_passes_its_bound() -> None:
         assert 0 < row.curvature_tightness <= 1
         assert row.slope <= row.bound
         assert 0 <= row.carried <= 463
-
-
-def batch(**changes: Any) -> dict[str, torch.Tensor]:
-    made = collate([probe_row(97, TARGET)])
-    return made | changes
-
-
-def test_terminal_sends_a_gradient_to_the_prefix() -> None:
-    model, _ = scaled("llama", "pi")
-    signal = attention.terminal_signal(model, batch())
-    assert signal.prefix_gradient > 0
-    assert signal.terminal_gradient > 0
-    assert signal.terminal_loss == pytest.approx(np.log(97), abs=1)
-    assert all(weight.grad is None for weight in model.parameters())
-
-
-def test_a_terminal_that_cannot_see_the_prefix_sends_none() -> None:
-    model, _ = scaled("llama", "pi")
-    hidden = batch()
-    hidden["attention_mask"] = (hidden["segments"] != 0).long()
-    assert attention.terminal_signal(model, hidden).prefix_gradient == 0

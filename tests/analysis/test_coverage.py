@@ -17,22 +17,22 @@ WINDOW, TARGET = 1024, 4096
 def summary(name: str, count: int = 24) -> dict[str, Any]:
     recipe = recipes.load(name).replace({"rows.tokens": WINDOW})
     recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
-    rows = coverage.sample_rows(recipe, target=TARGET, count=count)
-    return coverage.summary(name, name, rows, target=TARGET)
+    rows = coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=TARGET, count=count)
+    return coverage.summary(name, name, recipe, rows, target=TARGET)
 
 
 def test_the_papers_rows_train_what_the_paper_says() -> None:
     found = summary("endprompt")
     terminal = len(coverage.StandInTokenizer()(FIXED["ep1"])["input_ids"])
     exact = theory.anchored(WINDOW - terminal, terminal, target=TARGET)
-    assert found["distances"] == sum(last - first + 1 for first, last in exact.observed)
+    assert found["distances"] == sum(last - first + 1 for first, last in exact.observed) - 1
     assert found["longest"] == TARGET - 1
 
 
 def test_plain_rows_end_at_their_own_length() -> None:
     found = summary("short")
-    assert (found["distances"], found["longest"]) == (WINDOW, WINDOW - 1)
-    assert sum(pairs for *_, pairs in found["intervals"]) == WINDOW * (WINDOW + 1) / 2
+    assert (found["distances"], found["longest"]) == (WINDOW - 1, WINDOW - 1)
+    assert sum(pairs for *_, pairs in found["intervals"]) == WINDOW * (WINDOW - 1) / 2
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -41,9 +41,10 @@ def test_every_shipped_recipe_can_be_drawn(name: str) -> None:
     if recipe.rows.tokens != "target":
         recipe = recipe.replace({"rows.tokens": WINDOW})
     recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
-    rows = coverage.sample_rows(recipe, target=TARGET, count=4)
+    rows = list(coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=TARGET, count=4))
     assert bool(rows) == recipe.trained
     if rows:
-        found = coverage.summary(name, name, rows, target=TARGET)
-        pairs = sum(len(row.tokens_T) * (len(row.tokens_T) + 1) / 2 for row in rows)
+        found = coverage.summary(name, name, recipe, rows, target=TARGET)
+        parts = [part for row in rows for part in coverage.seen_together(row.positions_T, recipe)]
+        pairs = sum(len(part) * (len(part) - 1) / 2 for part in parts)
         assert sum(n for *_, n in found["intervals"]) == pytest.approx(pairs / len(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from endprompt import recipe as recipes
-from endprompt.analysis import methods
+from endprompt.analysis import coverage, methods
 from endprompt.cost import flops
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,14 +45,25 @@ def test_full_rows_see_every_distance_and_longlora_those_of_a_group() -> None:
 
 def test_share_and_far_agree_with_all_pairs_written_out() -> None:
     found = line("pose", rows=5)
-    source = methods.row_source(recipes.load("pose"), 1024, target=8192, count=5)
+    rows = coverage.drawn_rows(recipes.load("pose"), 1024, target=8192, count=5)
     counts = np.zeros(8192, dtype=int)
-    for index in range(5):
-        p = source.row(index).positions_T
+    for row in rows:
+        p = row.positions_T
         distances = (p[:, None] - p)[np.tril_indices(1024, -1)]
         counts += np.bincount(distances, minlength=8192)
     assert found.share == (counts[1:] > 0).mean()
     assert found.far == pytest.approx(counts[1024:].sum() / counts.sum())
+
+
+@pytest.mark.parametrize("name", ["longlora", "endprompt", "pose", "short"])
+def test_inspect_and_methods_count_the_same_distances(name: str, endprompt: Run) -> None:
+    """One recipe, one window, one target: the share that both commands show."""
+    sizes = ("--to", "4k", "--window", "1k", "--row-tokens", "1k", "--rows", "8")
+    shown = [endprompt(verb, name, *sizes, env=wide()).stdout for verb in ("methods", "inspect")]
+    shares = [re.search(rf"{name} +│? *(\d+\.\d%)", text) for text in shown]
+    assert shares[0] is not None, shown[0]
+    assert shares[1] is not None, shown[1]
+    assert shares[0][1] == shares[1][1]
 
 
 def test_costs_are_relative_to_short_at_equal_tokens() -> None:

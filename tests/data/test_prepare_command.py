@@ -9,7 +9,6 @@ from pathlib import Path
 import datasets
 import pytest
 
-from endprompt.cli import amounts
 from endprompt.cli.app import run
 from endprompt.io import hub
 
@@ -202,14 +201,3 @@ def test_the_first_word_verify_or_show_is_a_command_and_help_is_that_of_sources(
         assert "prepare verify" in printed
     assert run(["prepare", "show", "--help"]) == 0
     assert "--row" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "0", "1g", "1.00001k"])
-def test_amounts_that_are_none_are_refused(text: str) -> None:
-    import typer
-
-    with pytest.raises(typer.BadParameter):
-        amounts.budget(text)
-    for share in ("x", "-1%", "100%", "nan", ""):
-        with pytest.raises(typer.BadParameter):
-            amounts.share(share)

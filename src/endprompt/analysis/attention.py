@@ -18,10 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from endprompt import rope, theory
-from endprompt.data.rows import TERMINAL
 
 Floats = NDArray[np.float64]
 RECORDING = "endprompt_recording"
@@ -274,44 +272,4 @@ def reach(
         tuple(int(edge) for edge in edges),
         np.array(mass).transpose(0, 2, 1),
         np.array(mean).transpose(0, 2, 1),
-    )
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What the terminal of a batch teaches the prefix."""
-
-    terminal_loss: float
-    """Mean cross-entropy of the terminal's weighted tokens, nats."""
-    prefix_gradient: float
-    """Norm of that loss's gradient on the embeddings of the prefix."""
-    terminal_gradient: float
-    """The same on the terminal's own embeddings."""
-
-
-def terminal_signal(model: Any, batch: dict[str, Tensor]) -> Signal:
-    """Loss of a batch's terminal and the gradient that it sends to the prefix.
-
-    batch  one row, as `collate` makes it. The first terminal token is left out: it is predicted
-           from the prefix directly, whatever attention does.
-
-    Near 0 for a cue learnt by heart: nothing long-range is trained any more. Gradients of the
-    model's weights are left as they were.
-    """
-    terminal_T = batch["segments"][0] == TERMINAL
-    inside_T = terminal_T & terminal_T.roll(1) & (batch["loss_weights"][0] > 0)
-    embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-    hidden = model.base_model(
-        inputs_embeds=embedded,
-        position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-    ).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[0, inside_T.roll(-1)])
-    loss = F.cross_entropy(logits.float(), batch["input_ids"][0, inside_T])
-    (gradient,) = torch.autograd.grad(loss, embedded)
-    return Signal(
-        float(loss.detach()),
-        float(gradient[0, ~terminal_T].norm()),
-        float(gradient[0, terminal_T].norm()),
     )

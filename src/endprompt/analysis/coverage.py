@@ -1,94 +1,115 @@
-"""Distances that a recipe trains, counted on rows as training would make them."""
+"""Distances that a recipe trains, counted on rows as training makes them.
+
+Without a model, rows come from the same `RowSource` that trains, over a stand-in text: positions
+follow from lengths alone. A stand-in token is a word, a digit or a mark, and one in twenty ends a
+sentence.
+"""
 
 from __future__ import annotations
 
 import re
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from endprompt import theory
-from endprompt.cues import CueWriter
+from endprompt.cues import SENTENCE_ENDS, CueWriter
 from endprompt.data.rows import Row, RowSource
+from endprompt.positions import Ints
 from endprompt.recipe import Recipe
 
-STOP = 46
-"""Id of the full stop in the stand-in text: every twentieth token or so."""
 
+def drawn_rows(
+    recipe: Recipe, tokens: int, *, target: int, count: int, seed: int = 0
+) -> Iterator[Row]:
+    """`count` rows of a recipe over a stand-in text, `tokens` physical tokens each.
 
-class StandInTokenizer:
-    """A tokenizer for when no model is at hand: up to five letters of a word are a token.
-
-    Positions depend on a tokenizer only through the lengths of the cues.
+    None where nothing is trained.
     """
-
-    eos_token_id = 0
-
-    def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        """Ids of a text; a mark of punctuation is a token of its own."""
-        del add_special_tokens
-        pieces = re.findall(r"\s*\w{1,5}|[^\w\s]|\s", text)
-        return {"input_ids": [STOP if p == "." else zlib.crc32(p.encode()) for p in pieces]}
-
-    def get_vocab(self) -> dict[str, int]:
-        """No token has a name."""
-        return {}
-
-
-class StandInText:
-    """Documents of drawn tokens, each as long as a row."""
-
-    eos = 0
-
-    def __init__(self, tokens: int, count: int) -> None:
-        self.lengths = np.full(count, tokens, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        rng = np.random.default_rng([index, 1])
-        tokens = rng.integers(1000, 50000, self.lengths[index])
-        tokens[rng.random(len(tokens)) < 0.05] = STOP
-        return tokens
-
-
-def sample_rows(
-    recipe: Recipe, *, target: int, count: int, tokenizer: Any = None, seed: int = 0
-) -> list[Row]:
-    """The first rows of a resolved recipe, on stand-in text; none where nothing is trained."""
     if not recipe.trained:
-        return []
-    assert isinstance(recipe.rows.tokens, int), "the recipe is resolved first"
-    source = RowSource(
-        StandInText(recipe.rows.tokens, count),
-        recipe.rows,
-        CueWriter(tokenizer or StandInTokenizer()),
-        target=target,
-        seed=seed,
-        count=count,
+        return
+    rows = recipe.rows.model_copy(update={"tokens": tokens})
+    cues = CueWriter(StandInTokenizer())
+    text = StandInText(4 * tokens, cues.sentence_ends())
+    source = RowSource(text, rows, cues, target=target, seed=seed, count=count)
+    for index in range(count):
+        yield source.row(index)
+
+
+def pairs_by_distance(recipe: Recipe, rows: Iterable[Row], *, target: int) -> Ints:
+    """int64[target], query-key pairs of all rows at each distance that attention computes."""
+    return theory.coverage(
+        (part for row in rows for part in seen_together(row.positions_T, recipe)), target=target
     )
-    return [source.row(index) for index in range(count)]
 
 
-def summary(name: str, label: str, rows: Iterable[Row], *, target: int) -> dict[str, Any]:
+def summary(
+    name: str, label: str, recipe: Recipe, rows: Iterable[Row], *, target: int
+) -> dict[str, Any]:
     """What a report draws of some rows: pairs at each stretch of distances, for a mean row.
 
     `intervals` holds [first, last, pairs], cut into an eighth of an octave; `distances` is the
-    number of distances of 0 .. target-1 that are trained at all, `longest` the longest of them.
+    number of distances of 1 .. target-1 that are trained at all, `longest` the longest of them.
     """
-    positions = [row.positions_T for row in rows]
-    counts = theory.coverage(positions, target=target)
+    rows = list(rows)
+    counts = pairs_by_distance(recipe, rows, target=target)
+    counts[0] = 0
     found = theory.intervals(counts, theory.octaves(target, parts=8))
     seen = np.flatnonzero(counts)
     return {
         "name": name,
         "label": label,
-        "rows": len(positions),
+        "rows": len(rows),
         "distances": len(seen),
         "longest": int(seen.max(initial=0)),
-        "intervals": [[first, last, pairs / len(positions)] for first, last, pairs in found],
+        "intervals": [[first, last, pairs / len(rows)] for first, last, pairs in found],
     }
+
+
+def seen_together(positions_T: Ints, recipe: Recipe) -> list[Ints]:
+    """Positions whose tokens attend to one another: the row, or LongLoRA's groups of it."""
+    if recipe.training.attention == "full":
+        return [positions_T]
+    groups = recipe.training.attention_groups
+    size = len(positions_T) // groups
+    shifts = np.arange(groups) * size + size // 2
+    return np.split(positions_T, groups) + np.split(positions_T, shifts)
+
+
+class StandInTokenizer:
+    """Words, digits and marks as tokens; ids are given out as they come."""
+
+    eos_token_id = 0
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {"<|end|>": 0, **{mark: n for n, mark in
+                                     enumerate(SENTENCE_ENDS, 1)}}  # fmt: skip
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids given out so far."""
+        return self._ids
+
+    def __call__(self, text: str, *, add_special_tokens: bool = False) -> Any:  # noqa: ARG002
+        words = re.findall(r"\d|[^\W\d]+|\n|[^\w\s]", text)
+        ids = [self._ids.setdefault(word, len(self._ids)) for word in words]
+        return {"input_ids": ids}
+
+
+class StandInText:
+    """One document of tokens that mean nothing, with the ends of its sentences."""
+
+    eos = 0
+
+    def __init__(self, tokens: int, sentence_ends: NDArray[np.int64]) -> None:
+        rng = np.random.default_rng(0)
+        self._text = rng.integers(1000, 2000, tokens)
+        self._text[rng.random(tokens) < 1 / 20] = sentence_ends[0]
+        self.lengths = np.array([tokens], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return self._text

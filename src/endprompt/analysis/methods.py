@@ -1,27 +1,20 @@
 """Every recipe in one line: what it is, the distances its rows train, the cost of a step.
 
-Rows come from the same `RowSource` that trains, over a stand-in text: positions follow from
-lengths alone, and no model or tokenizer is needed. A stand-in token is a word, a digit or a
-mark, and one in twenty ends a sentence.
+Distances are counted by `endprompt.analysis.coverage`, operations by `endprompt.cost.flops`.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from endprompt import recipe as recipes
 from endprompt import theory
+from endprompt.analysis import coverage
 from endprompt.cost import flops
 from endprompt.cost.flops import LLAMA_3_8B
-from endprompt.cues import SENTENCE_ENDS, CueWriter
-from endprompt.data.rows import RowSource
-from endprompt.positions import Ints
 from endprompt.recipe import Recipe
 
 MOST_INTERVALS = 3
@@ -63,15 +56,8 @@ def table(
         tokens = _row_tokens(recipe, row_tokens or window, window, target)
         counts = np.zeros(target, dtype=np.int64)
         if recipe.trained:
-            source = row_source(recipe, tokens, target=target, count=rows)
-            counts = theory.coverage(
-                (
-                    part
-                    for index in range(rows)
-                    for part in seen_together(source.row(index).positions_T, recipe)
-                ),
-                target=target,
-            )
+            drawn = coverage.drawn_rows(recipe, tokens, target=target, count=rows)
+            counts = coverage.pairs_by_distance(recipe, drawn, target=target)
         counts[0] = 0
         found.append(
             Line(
@@ -84,62 +70,6 @@ def table(
             )
         )
     return found
-
-
-def seen_together(positions_T: Ints, recipe: Recipe) -> list[Ints]:
-    """Positions whose tokens attend to one another: the row, or LongLoRA's groups of it."""
-    if recipe.training.attention == "full":
-        return [positions_T]
-    groups = recipe.training.attention_groups
-    size = len(positions_T) // groups
-    shifts = np.arange(groups) * size + size // 2
-    return np.split(positions_T, groups) + np.split(positions_T, shifts)
-
-
-def row_source(recipe: Recipe, tokens: int, *, target: int, count: int, seed: int = 0) -> RowSource:
-    """Rows of a recipe over a stand-in text, `tokens` physical tokens each."""
-    rows = recipe.rows.model_copy(update={"tokens": tokens})
-    cues = CueWriter(StandInTokenizer())
-    ends = cues.sentence_ends()
-    return RowSource(StandInText(4 * tokens, ends), rows, cues, target=target, seed=seed,
-                     count=count)  # fmt: skip
-
-
-class StandInTokenizer:
-    """Words, digits and marks as tokens; ids are given out as they come."""
-
-    eos_token_id = 0
-
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {"<|end|>": 0, **{mark: n for n, mark in
-                                     enumerate(SENTENCE_ENDS, 1)}}  # fmt: skip
-
-    def get_vocab(self) -> dict[str, int]:
-        """Ids given out so far."""
-        return self._ids
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:  # noqa: ARG002
-        words = re.findall(r"\d|[^\W\d]+|\n|[^\w\s]", text)
-        ids = [self._ids.setdefault(word, len(self._ids)) for word in words]
-        return {"input_ids": ids}
-
-
-class StandInText:
-    """One document of tokens that mean nothing, with the ends of its sentences."""
-
-    eos = 0
-
-    def __init__(self, tokens: int, sentence_ends: NDArray[np.int64]) -> None:
-        rng = np.random.default_rng(0)
-        self._text = rng.integers(1000, 2000, tokens)
-        self._text[rng.random(tokens) < 1 / 20] = sentence_ends[0]
-        self.lengths = np.array([tokens], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        return self._text
 
 
 def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: str) -> str:

@@ -124,10 +124,10 @@ def _recipes(
         if row_tokens is not None and recipe.rows.tokens != "target":
             recipe = recipe.replace({"rows.tokens": row_tokens})
         recipe = recipe.resolve(window=window, target=target, gpu=True)
-        sampled = coverage.sample_rows(recipe, target=target, count=count)
-        found.append(coverage.summary(name, recipe.name, sampled, target=target))
+        sampled = coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=target, count=count)
+        found.append(coverage.summary(name, recipe.name, recipe, sampled, target=target))
     console.print(
-        f"Distances in 0 .. {target - 1:,}, counted on {count} rows; old window {window:,}.\n"
+        f"Distances in 1 .. {target - 1:,}, counted on {count} rows; old window {window:,}.\n"
         "Darker: more pairs at each distance; blank: no row has that distance.",
         highlight=False,
     )
@@ -139,7 +139,7 @@ def _recipes(
         rows.append(
             (
                 Cell(one["name"]),
-                Cell(f"{one['distances'] / target:.1%}", value=one["distances"]),
+                Cell(f"{one['distances'] / (target - 1):.1%}", value=one["distances"]),
                 Cell(f"{one['longest']:,}", value=one["longest"]),
                 Cell(f"{beyond / whole:.2%}" if whole else "0%", value=beyond),
                 Cell(_first_gap(one["intervals"], target)),
@@ -168,7 +168,7 @@ def _recipes(
 
 def _first_gap(intervals: list[list[float]], target: int) -> str:
     """The first stretch of distances that no row has."""
-    expected = 0
+    expected = 1
     for first, last, _ in intervals:
         if first > expected:
             return f"{expected:,} to {int(first) - 1:,}"

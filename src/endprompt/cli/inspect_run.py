@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 
 NEAR = 64
 """Distances below this are a band of their own."""
-ROWS = 4
-"""Held-out rows that the terminal's gradient is averaged over."""
-HELD_OUT = 10_000
-"""Added to a recipe's seed: rows that training doesn't see."""
 SHOWN_HEADS = 10
 
 
@@ -171,35 +167,33 @@ def _signals(
     folder: Path, recipe: Any, models_: tuple[Path, Path], target: int
 ) -> list[dict[str, float]]:
     """The terminal's loss and gradient on held-out rows, before and after; [] without one."""
-    from endprompt.analysis import attention
+    from endprompt.analysis.terminal_signal import rows_with_terminals, terminal_signal
     from endprompt.cues import CueWriter
     from endprompt.data import holdout
-    from endprompt.data.rows import TERMINAL, RowSource, collate
+    from endprompt.data.rows import collate
     from endprompt.models import checkpoint as models
 
-    if all(kind.terminal is None for kind in recipe.rows.kinds):
-        return []
     documents, _ = holdout.training_documents(folder / "data")
     writer = CueWriter(models.load_tokenizer(str(models_[0])))
-    seed = recipe.training.seed + HELD_OUT
-    source = RowSource(documents, recipe.rows, writer, target=target, seed=seed, count=16 * ROWS)
-    drawn = (source[index] for index in range(len(source)))
-    rows = [row for row in drawn if (row["segments"] == TERMINAL).any()][:ROWS]
+    rows = rows_with_terminals(recipe, documents, writer, target)
+    if not rows:
+        return []
     found = []
     for path in models_:
         model = models.load(str(path), models.load_config(str(path)))
-        told = [attention.terminal_signal(model, collate([row])) for row in rows]
+        signal = terminal_signal(model, collate(rows))
         found.append(
             {
-                "loss of the terminal": sum(one.terminal_loss for one in told) / len(told),
-                "gradient on the prefix": sum(one.prefix_gradient for one in told) / len(told),
-                "gradient on the terminal": sum(one.terminal_gradient for one in told) / len(told),
+                "loss of the terminal": signal.terminal_loss,
+                "gradient on the prefix": signal.prefix_gradient,
+                "gradient on the terminal": signal.terminal_gradient,
             }
         )
     return found
 
 
 def _signal_table(signals: list[dict[str, float]], name: str) -> Table:
+    from endprompt.analysis.terminal_signal import ROWS
     from endprompt.report.tables import Cell, Table
 
     before, after = signals
@@ -213,7 +207,7 @@ def _signal_table(signals: list[dict[str, float]], name: str) -> Table:
     ]
     return Table(
         f"signal_{name}",
-        f"The terminal on {ROWS} rows that training did not see: loss in nats a token, norms of "
+        f"The terminals of {ROWS} rows that training did not see: loss in nats per token, norms of "
         "its gradient by the embeddings; near zero, nothing long-range is learnt any more",
         ("what", "before", "after", "after / before"),
         tuple(rows),

@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
         from rich.console import Console
 
-        from endprompt.cli.amounts import seconds
+        from endprompt import units
         from endprompt.errors import RecipeError, nearest
         from endprompt.lab import arms as lab_arms
         from endprompt.lab import page as lab_page
@@ -106,7 +106,7 @@ def register(app: typer.Typer) -> None:
             out,
             embedded.cache_folder() / "lab",
             workers=workers or os.cpu_count() or 1,
-            budget_seconds=seconds(budget) if budget else None,
+            budget_seconds=units.seconds(budget) if budget else None,
             progress=tell,
         )
         missing = sum(1 for _ in study.arms()) - len(results)

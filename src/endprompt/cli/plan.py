@@ -35,7 +35,10 @@ def register(app: typer.Typer) -> None:
             "whose speed is measured in two seconds.",
         ),
         tokens: str | None = typer.Option(
-            None, "--tokens", help="Tokens to train on: 200m, 1b. Default: the recipe's own."
+            None,
+            "--tokens",
+            help="Tokens to train on; k a thousand, m a million, b a billion. "
+            "Default: the recipe's own.",
         ),
         price: float | None = typer.Option(
             None, "--price", min=0, help="Money for a device and hour, in a currency of yours."
@@ -60,7 +63,6 @@ def register(app: typer.Typer) -> None:
         """
         from endprompt import recipe as recipes
         from endprompt import units
-        from endprompt.cli.amounts import budget
         from endprompt.cost import plan as plans
         from endprompt.errors import OutputError, RecipeError
         from endprompt.io import files, provenance
@@ -80,7 +82,7 @@ def register(app: typer.Typer) -> None:
         lines = []
         for recipe in chosen:
             if tokens and recipe.trained:
-                recipe = recipe.replace({"training.tokens": budget(tokens)})
+                recipe = recipe.replace({"training.tokens": units.amount(tokens)})
             lines.append(
                 plans.line(recipe, sized.decoder, where, window=sized.window, target=target)
             )

@@ -10,7 +10,6 @@ import typer
 from typer.core import TyperGroup
 
 from endprompt import units
-from endprompt.cli import amounts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +66,9 @@ def prepare(
     ] = None,
     max_tokens: Annotated[
         str | None,
-        typer.Option(help="Stop with the document that reaches it: 64k, 200m, 1b (k is 1024)."),
+        typer.Option(
+            help="Stop with the document that reaches it; k a thousand, m a million, b a billion."
+        ),
     ] = None,
     min_document_tokens: Annotated[
         int, typer.Option(min=1, help="Drop shorter documents, and count them.")
@@ -127,8 +128,8 @@ def prepare(
 
     row_tokens = units.tokens(length)
     options = Options(
-        holdout=amounts.share(holdout),
-        max_tokens=amounts.budget(max_tokens) if max_tokens else None,
+        holdout=units.share(holdout),
+        max_tokens=units.amount(max_tokens) if max_tokens else None,
         min_document_tokens=min_document_tokens,
     )
     if mixture:

@@ -99,11 +99,11 @@ def _laboratory(
 ) -> None:
     import os
 
-    from endprompt.cli.amounts import seconds
     from endprompt.lab import page as lab_page
     from endprompt.lab.study import FIRST_SEED, State
     from endprompt.models import embedded
     from endprompt.study.laboratory import Laboratory
+    from endprompt.units import seconds
 
     laboratory = Laboratory(
         studies,

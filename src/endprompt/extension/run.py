@@ -311,7 +311,9 @@ def _rows_shown(request: Request, plan: Plan) -> dict[str, Any]:
         "example_row": record.in_words(rows[plan.recipe.name], tokenizer),
         "coverage": {
             "recipes": [
-                coverage.summary(arm.name, arm.label, rows[arm.name], target=request.target)
+                coverage.summary(
+                    arm.name, arm.label, arm.recipe, rows[arm.name], target=request.target
+                )
                 for arm in plan.arms
                 if arm.trained
             ]
