@@ -45,7 +45,7 @@ def test_protocols_are_those_of_their_sources() -> None:
     scalings = {"pi": ("pi", 1.0), "ntk": ("dynamic", 0.5), "yarn": ("yarn", 1.0)}
     for name, scaling in scalings.items():
         lceg = recipes.load(f"lceg-{name}")
-        assert (lceg.rope.scaling, lceg.rope.relative_factor) == scaling
+        assert (lceg.rope.scaling, lceg.rope.headroom) == scaling
         assert (lceg.training.learning_rate, lceg.training.warmup_steps) == (2e-5, 20)
         assert (lceg.training.schedule, lceg.training.weight_decay) == ("constant_with_warmup", 0.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,7 +234,8 @@ def test_factor_covers_the_target_and_no_more(window: int, times: int, rest: int
     s = rope.factor(window, target)
     assert s == int(s)
     assert window * s >= target > window * (s - 1)
-    assert rope.factor(window, target, 0.5) == math.ceil(target / window / 2)
+    assert rope.factor(window, target, 0.5) == s / 2
+    assert rope.factor(window, target, 1.5) == 1.5 * s
 
 
 def test_target_inside_the_window_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -45,12 +46,13 @@ class Settings(BaseModel):
 
 
 class Rope(Settings):
-    """How RoPE is scaled; `factor` None means ceil(relative_factor * L / L0)."""
+    """How RoPE is scaled; `factor` None means headroom * ceil(L / L0)."""
 
     scaling: Annotated[str, AfterValidator(_scaling)] = "pi"
     factor: Annotated[float, Field(ge=1)] | None = None
-    relative_factor: Annotated[float, Field(gt=0)] = 1.0
-    """Part of L / L0 that is used: LCEG halves it for dynamic NTK."""
+    headroom: Annotated[float, Field(gt=0)] = 1.0
+    """Multiple of L / L0 that the factor is. Above 1 the farthest distances fall inside of what the
+    model knows; LCEG halves it for dynamic NTK."""
     beta_fast: Annotated[float, Field(gt=0)] = 32.0
     beta_slow: Annotated[float, Field(gt=0)] = 1.0
     attention_factor: Annotated[float, Field(gt=0)] | None = None
@@ -59,6 +61,25 @@ class Rope(Settings):
     long_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """LongRoPE's divisors, one a pair; None: made from the frequencies (`rope.stretch`)."""
     short_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, values: Any) -> Any:
+        """`relative_factor` is what `headroom` was called; read until version 0.2."""
+        if isinstance(values, dict) and "relative_factor" in values:
+            warnings.warn("rope.relative_factor is now rope.headroom", FutureWarning, stacklevel=2)
+            values = {**values, "headroom": values["relative_factor"]}
+            del values["relative_factor"]
+        return values
+
+    @model_validator(mode="after")
+    def _one_factor(self) -> Self:
+        if self.factor is not None and self.headroom != 1.0:
+            raise ValueError(
+                f"factor {self.factor:g} and headroom {self.headroom:g} both set the factor: "
+                "leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:
@@ -366,6 +387,8 @@ class Recipe(Settings):
         `rows.kinds.0.terminal.cue` reaches into lists by index. Raises RecipeError.
         """
         values = self.model_dump()
+        if overrides.get("rope.factor") is not None:  # the factor itself, in place of a multiple
+            values["rope"]["headroom"] = 1.0
         for key, value in overrides.items():
             _assign(values, key, value)
         return build(values, f"recipe {self.name!r}")

@@ -127,8 +127,8 @@ def window_of(config: Any, tokenizer: Any) -> int:
     return held
 
 
-def factor(window: int, target: int, relative: float = 1.0) -> float:
-    """Interpolation factor s = ceil(relative * L / L0), as a float (paper, section 3.1).
+def factor(window: int, target: int, headroom: float = 1.0) -> float:
+    """Interpolation factor s = headroom * ceil(L / L0); the paper's has no headroom (section 3.1).
 
     Raises RopeError when the target is not above the window.
     """
@@ -137,7 +137,7 @@ def factor(window: int, target: int, relative: float = 1.0) -> float:
             f"target {target} tokens is not above the model's window of {window}: "
             f"there is nothing to extend"
         )
-    return float(math.ceil(relative * target / window))
+    return float(headroom * math.ceil(target / window))
 
 
 def parameters(

@@ -126,7 +126,7 @@ def test_the_page_and_tables_are_written(
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html
     names = {path.name for path in written}
-    for table in ("accuracy", "kinds", "depth", "seeds", "loss", "signal", "cost"):
+    for table in ("accuracy", "kinds", "distance", "seeds", "loss", "signal", "cost"):
         assert {f"{table}-pi-s2.csv", f"{table}-pi-s2.md"} <= names
     (group,) = json.loads((tmp_path / "lab.json").read_text())["groups"]
     assert [arm["arm"] for arm in group["arms"]] == ["none", "pi", "short", "pose", "recall-pose"]

@@ -41,6 +41,9 @@ def sample(seed: int = 0) -> dict[str, Any]:
                 "nll": interval(nll),
                 "digits": interval(digits),
                 "hits": interval((digits > 0.8).astype(float)),
+                "far_nll": interval(nll[:6]),
+                "far_digits": interval(digits[:6]),
+                "by_quarter": {"digits": [float(some.mean()) for some in np.split(digits, 4)]},
                 "by_depth": [
                     {"depth": d, "nll": float(v), "digits": float(1 - v / 5), "hits": 0.5}
                     for d, v in zip(DEPTHS, nll, strict=False)

@@ -74,5 +74,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         for line in check.summary():
             typer.echo(
                 f"{line.length:>7} tokens  loss {line.loss:.3f}  needle {line.needle_per_token:.3f}"
-                f"  digits {line.digits_right:.2f}  hits {line.hits:.2f}  quote {line.quote:.3f}"
+                f"  digits {line.digits_right:.2f} (by quarter, farthest first: "
+                + " ".join("-" if q is None else f"{q:.2f}" for q in line.digits_by_quarter)
+                + f")  hits {line.hits:.2f}  quote {line.quote:.3f}"
             )

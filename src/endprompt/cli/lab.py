@@ -18,7 +18,15 @@ def register(app: typer.Typer) -> None:
             help="Methods by name, mixtures (pose+recall) and YAML files of your own, with commas "
             "between; the standard set without it. Untrained bases are always there.",
         ),
-        scaling: str = typer.Option("pi,yarn", "--scaling", help="RoPE scalings, with commas."),
+        scaling: str = typer.Option(
+            "pi,yarn", "--scaling", help="RoPE scalings, with commas: pi, yarn, ntk, llama3."
+        ),
+        headroom: str = typer.Option(
+            "",
+            "--headroom",
+            help="RoPE factors as multiples of --factor, with commas: 1,1.5,2. Without it each "
+            "recipe keeps its own.",
+        ),
         seeds: int = typer.Option(5, "--seeds", min=1, help="Number of bases."),
         first_seed: int | None = typer.Option(
             None,
@@ -34,7 +42,7 @@ def register(app: typer.Typer) -> None:
             None,
             "--steps",
             min=1,
-            help="Steps of every arm, in place of 1,200 under PI and 300 under YaRN.",
+            help="Steps of every arm, in place of 1,200 under PI and 300 under the others.",
         ),
         budget: str = typer.Option(
             "", "--budget", help="Begin no further arm after this time: 30m, 2h, 90s."
@@ -86,6 +94,7 @@ def register(app: typer.Typer) -> None:
             recipes=tuple(lab_arms.load(name) for name in named),
             scalings=tuple(scalings),
             factors=tuple(_factor(word) for word in _words(factor)),
+            headrooms=tuple(_headroom(word) for word in _words(headroom)),
             seeds=tuple(range(first, first + seeds)),
             regime=lab_arms.Regime()
             if steps is None
@@ -131,3 +140,13 @@ def _factor(text: str) -> int:
     if not text.isdigit() or not 2 <= int(text) <= 64:
         raise typer.BadParameter(f"{text!r} is no factor from 2 to 64")
     return int(text)
+
+
+def _headroom(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.5 <= found <= 16:
+        raise typer.BadParameter(f"{text!r} is no multiple from 0.5 to 16")
+    return found

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from endprompt.distances import by_quarter
 from endprompt.errors import EvaluationError
 from endprompt.eval.needle import (
     SETTLE,
@@ -79,6 +80,7 @@ class LengthSummary(BaseModel):
     needle                  nats per answer
     needle_per_token        nats per token of the answer
     digits_right, hits      from 0 to 1
+    digits_by_quarter       by distance, the farthest quarter first; None where no needle stands
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,6 +90,7 @@ class LengthSummary(BaseModel):
     needle: float
     needle_per_token: float
     digits_right: float
+    digits_by_quarter: tuple[float | None, ...]
     hits: float
     quote: float
     documents: int
@@ -126,6 +129,10 @@ class WindowCheck(BaseModel):
             needle=_mean(needle.nll for needle in needles),
             needle_per_token=_mean(needle.nll_per_token for needle in needles),
             digits_right=_mean(needle.digits_right for needle in needles),
+            digits_by_quarter=tuple(
+                _mean(some) if some else None
+                for some in by_quarter((one.depth, one.digits_right) for one in needles)
+            ),
             hits=_mean(float(needle.hit) for needle in needles),
             quote=_mean(quote.nll for quote in quotes),
             documents=len(losses),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endprompt import stats
+from endprompt import distances, stats
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def evaluation(check: dict[str, Any]) -> dict[str, Any]:
                 "digits": summary(at(check["needles"], n, "digits_right")),
                 "hits": summary(at(check["needles"], n, "hit")),
                 "by_depth": _by_depth([row for row in check["needles"] if row["length"] == n]),
+                **_by_quarter([row for row in check["needles"] if row["length"] == n]),
             }
             for n in lengths
         },
@@ -83,6 +84,21 @@ def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for start, end in places
     ]
+
+
+def _by_quarter(needles: list[dict[str, Any]]) -> dict[str, Any]:
+    """Needles of one length in quarters by distance, the farthest with its values."""
+    scores = {"nll": "nll_per_token", "digits": "digits_right"}
+    quarters = {
+        name: distances.by_quarter((row["depth"], row[key]) for row in needles)
+        for name, key in scores.items()
+    }
+    means = {
+        name: [float(np.mean(some)) if some else None for some in values]
+        for name, values in quarters.items()
+    }
+    far = {f"far_{name}": summary(values[0]) for name, values in quarters.items() if values[0]}
+    return {"by_quarter": means, **far}
 
 
 def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:

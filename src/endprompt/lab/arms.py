@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from endprompt import recipe as recipes
 from endprompt.errors import RecipeError
 from endprompt.lab.examine import Questions
 from endprompt.lab.model import Base
-from endprompt.recipe import Recipe, Terminal
+from endprompt.recipe import Recipe, Rope, Terminal
 
 STANDARD = (
     "short",
@@ -30,24 +30,53 @@ STANDARD = (
     "full",
 )
 QUICK = ("short", "endprompt", "pose", "recall-anchors")
-SCALINGS = ("pi", "yarn")
+SCALINGS = ("pi", "yarn", "ntk", "llama3")
+STANDARD_SCALINGS = ("pi", "yarn")
+OVERRIDDEN = {
+    "rope.scaling": "--scaling",
+    "rope.factor": "--factor",
+    "rope.headroom": "--headroom",
+    "rows.tokens": "the laboratory's window",
+    "rows.kinds.terminal.tokens": "a quarter of a continuation's",
+    "rows.kinds.terminal.recall.cue_tokens": "a quarter",
+    "rows.kinds.terminal.recall.answer_tokens": "a quarter",
+    "training.tokens": "--steps",
+    "training.tokens_per_step": "1,024",
+    "training.learning_rate": "by scaling",
+    "training.schedule": "cosine",
+    "training.warmup_steps": "20",
+    "training.save_steps": "none",
+    "training.seed": "the base's",
+    "training.dtype": "float32",
+    "training.gradient_checkpointing": "off",
+}
+"""Settings that an arm does not take from its recipe, and what decides them. All others stay."""
 UNSCALED = "none"
 SHRINK = 4
 """Recall spans and continuations are divided by this: the window is 128 tokens, not thousands."""
+
+
+Number = TypeVar("Number", int, float)
+
+
+def by_scaling(pi: Number, others: Number) -> dict[str, Number]:
+    """A value for each scaling: PI changes every frequency and needs more training."""
+    return {scaling: pi if scaling == "pi" else others for scaling in SCALINGS}
 
 
 @dataclass(frozen=True)
 class Regime:
     """Sizes of an extension in the laboratory, the same for every arm.
 
-    beta_fast, beta_slow  YaRN's ramp; the usual 32 rotations need a window of thousands
+    beta_fast, beta_slow  YaRN's ramp where a recipe names none; the usual 32 rotations need a
+                          window of thousands
     steps, learning_rate  by scaling, chosen on a base that no table shows: PI has more to mend
     """
 
     base: Base = field(default_factory=Base)
     tokens_per_step: int = 1024
-    steps: dict[str, int] = field(default_factory=lambda: {"pi": 1200, "yarn": 300})
-    learning_rate: dict[str, float] = field(default_factory=lambda: {"pi": 3e-3, "yarn": 5e-4})
+    steps: dict[str, int] = field(default_factory=lambda: by_scaling(1200, 300))
+    learning_rate: dict[str, float] = field(default_factory=lambda: by_scaling(3e-3, 5e-4))
     beta_fast: float = 8.0
     beta_slow: float = 1.0
     examinations: int = 16
@@ -62,17 +91,39 @@ class Regime:
         )
 
 
-def untrained(scaling: str) -> Recipe:
+def untrained(
+    scaling: str, regime: Regime | None = None, *, factor: int = 1, headroom: float = 1.0
+) -> Recipe:
     """The base as it is (`none`) or with a scaling and no training."""
+    rope: dict[str, Any] = {"scaling": scaling}
+    if scaling != UNSCALED:
+        rope |= {"factor": float(headroom * factor), **_betas(regime or Regime(), scaling, Rope())}
     return recipes.build(
         {
-            "name": scaling,
-            "summary": f"untrained, scaling {scaling}",
-            "rope": {"scaling": scaling},
+            "name": named(scaling, headroom),
+            "summary": f"untrained, scaling {scaling}, factor {headroom * factor:g}",
+            "rope": rope,
             "training": {"trains": "nothing"},
         },
         f"arm {scaling!r}",
     )
+
+
+def named(name: str, headroom: float) -> str:
+    """An arm's name, its headroom in it where that is not 1.
+
+    >>> named("pose", 1.0), named("pose", 1.5)
+    ('pose', 'pose-h1.5')
+    """
+    return name if headroom == 1 else f"{name}-h{headroom:g}"
+
+
+def _betas(regime: Regime, scaling: str, own: Rope) -> dict[str, float]:
+    """YaRN's ramp: the recipe's own where it names one."""
+    usual = Rope()
+    if scaling != "yarn" or (own.beta_fast, own.beta_slow) != (usual.beta_fast, usual.beta_slow):
+        return {}
+    return {"beta_fast": regime.beta_fast, "beta_slow": regime.beta_slow}
 
 
 def load(name: str) -> Recipe:
@@ -85,10 +136,24 @@ def load(name: str) -> Recipe:
     return found
 
 
-def adapt(recipe: Recipe, regime: Regime, scaling: str, *, factor: int, seed: int) -> Recipe:
+def adapt(
+    recipe: Recipe,
+    regime: Regime,
+    scaling: str,
+    *,
+    factor: int,
+    seed: int,
+    headroom: float | None = None,
+) -> Recipe:
     """A recipe with the laboratory's scaling, amounts and learning rate, and smaller spans.
 
-    What makes a method (layout, cue, place, shares, weights, what it trains) stays as it is.
+    What makes a method (layout, cue, place, shares, weights, what it trains, its RoPE settings)
+    stays as it is; `OVERRIDDEN` lists what does not.
+
+    factor    L / L0. A recipe's own `rope.factor`, or its headroom times this, is what it trains
+              with
+    headroom  in place of the recipe's; None: the recipe's own factor or headroom
+
     Raises RecipeError when a row cannot hold the recipe's terminals.
     """
     window = regime.base.window
@@ -97,9 +162,11 @@ def adapt(recipe: Recipe, regime: Regime, scaling: str, *, factor: int, seed: in
         kind.model_copy(update={"terminal": kind.terminal and _smaller(kind.terminal)})
         for kind in recipe.rows.kinds
     )
-    rope: dict[str, Any] = {"scaling": scaling if recipe.rope.scaling != UNSCALED else UNSCALED}
-    if scaling == "yarn":
-        rope |= {"beta_fast": regime.beta_fast, "beta_slow": regime.beta_slow}
+    own = recipe.rope
+    rope: dict[str, Any] = own.model_dump() | _betas(regime, scaling, own)
+    rope |= {"scaling": scaling if own.scaling != UNSCALED else UNSCALED, "headroom": 1.0}
+    if headroom is not None or own.factor is None:
+        rope["factor"] = float((own.headroom if headroom is None else headroom) * factor)
     values: dict[str, Any] = recipe.model_dump() | {
         "rope": rope,
         "rows": recipe.rows.model_dump() | {"kinds": [kind.model_dump() for kind in kinds]},
@@ -118,6 +185,8 @@ def adapt(recipe: Recipe, regime: Regime, scaling: str, *, factor: int, seed: in
         values["rows"]["tokens"] = window
     if values["rows"]["tokens"] == "target" and window * factor > regime.tokens_per_step:
         values["training"]["tokens_per_step"] = window * factor
+    if headroom is not None:
+        values["name"] = named(recipe.name, headroom)
     resolved = recipes.build(values, f"arm {recipe.name!r}")
     return resolved.resolve(window=window, target=window * factor, gpu=False)
 

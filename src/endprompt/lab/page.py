@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import stats
+from endprompt import distances, stats
 from endprompt.io import files
 from endprompt.lab.summary import (
     CONTROL,
@@ -82,6 +82,9 @@ def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
         "by_kind": {
             kind: round(float(np.mean(arm.accuracy(group.target, [kind]))), 4) for kind in arm.kinds
         },
+        "by_distance": [
+            _rounded(stats.of_bases(arm.quarter_scores(group.target, n))) for n in range(4)
+        ],
         "recovered": len(group.recovered(arm)),
         "loss_quarters": {
             length: [round(float(value), 4) for value in arm.loss(int(length))]
@@ -107,7 +110,10 @@ def _mean(arm: Arms, key: str) -> float:
 
 
 def _accuracy_cell(arm: Arms, length: int) -> Cell:
-    found = stats.of_bases(arm.scores(length))
+    return _estimate_cell(stats.of_bases(arm.scores(length)))
+
+
+def _estimate_cell(found: stats.Estimate) -> Cell:
     note = "" if found.low is None else f"[{found.low:.2f}, {found.high:.2f}]"
     return Cell(f"{found.mean:.3f}", note, found.mean)
 
@@ -121,7 +127,8 @@ def tables(group: Group) -> list[Table]:
     return [
         accuracy(group),
         by_kind(group),
-        by_depth(group),
+        by_distance(group),
+        kept(group),
         by_seed(group),
         losses(group),
         signal(group),
@@ -154,7 +161,7 @@ def accuracy(group: Group) -> Table:
     lengths = group.arms[0].lengths
     return Table(
         _name(group, "accuracy"),
-        f"Answers right, mean over kinds of question, {_title(group)}; 95 % bootstrap intervals "
+        f"Accuracy, mean over kinds of question, {_title(group)}; 95 % bootstrap intervals "
         f"over bases and questions. Recovered: at least {RECOVERED:.0%} of the base's own accuracy "
         f"at {group.window:,} tokens",
         (
@@ -181,40 +188,58 @@ def by_kind(group: Group) -> Table:
         rows.append((Cell(arm.name), *(Cell(f"{score:.3f}", value=score) for score in scores)))
     return Table(
         _name(group, "kinds"),
-        f"Answers right at {group.target:,} tokens by kind of question, {_title(group)}",
+        f"Accuracy at {group.target:,} tokens by kind of question, {_title(group)}",
         ("arm", *kinds),
         tuple(rows),
     )
 
 
-QUARTERS = ("first quarter", "second", "third", "last quarter")
-
-
-def by_depth(group: Group) -> Table:
-    """Accuracy at the target by where the needle stood; counting has no place."""
+def by_distance(group: Group) -> Table:
+    """Accuracy at the target by the needle's distance; counting has no place."""
     rows = []
     for arm in group.arms:
-        found = np.array(
-            [
-                answer
-                for result in arm.results
-                for kind, answers in result["answers"][str(group.target)].items()
-                if kind != "count"
-                for answer in answers
-            ]
-        )
-        cells = []
-        for n in range(4):
-            inside = found[(found[:, 0] >= n / 4) & (found[:, 0] < (n + 1) / 4), 1]
-            cells.append(
-                Cell(f"{inside.mean():.3f}", value=inside.mean()) if len(inside) else Cell(ABSENT)
+        found = [stats.of_bases(arm.quarter_scores(group.target, n)) for n in range(4)]
+        rival = group.rival
+        gap = None if rival is None else between(arm, rival, group.target, what="far_scores")
+        rows.append(
+            (
+                Cell(arm.name),
+                *(_estimate_cell(one) for one in found),
+                Cell("") if gap is None or arm is rival else Cell(str(gap), verdict(gap)),
             )
-        rows.append((Cell(arm.name), *cells))
+        )
     return Table(
-        _name(group, "depth"),
-        f"Answers right at {group.target:,} tokens by the needle's place in the text, "
-        f"{_title(group)}",
-        ("arm", *QUARTERS),
+        _name(group, "distance"),
+        f"Accuracy at {group.target:,} tokens by the needle's distance from its question, "
+        f"{_title(group)}; 95 % intervals",
+        ("arm", *distances.QUARTERS, f"farthest, minus {RIVAL}"),
+        tuple(rows),
+    )
+
+
+def kept(group: Group) -> Table:
+    """What is left of the base inside its window: accuracy and loss, as differences to it."""
+    rows = []
+    base = group.base
+    for arm in group.arms:
+        if base is None or arm is base:
+            continue
+        right = between(arm, base, group.window)
+        loss = between(arm, base, group.window, what="losses")
+        rows.append(
+            (
+                Cell(arm.name),
+                *(
+                    Cell(ABSENT) if gap is None else Cell(str(gap), value=gap.mean)
+                    for gap in (right, loss)
+                ),
+            )
+        )
+    return Table(
+        _name(group, "kept"),
+        f"Inside the window of {group.window:,} tokens, minus the untouched base, {_title(group)}; "
+        "a loss above zero was given up",
+        ("arm", "accuracy", "loss, nats per token"),
         tuple(rows),
     )
 
@@ -236,10 +261,13 @@ def by_seed(group: Group) -> Table:
         )
     return Table(
         _name(group, "seeds"),
-        f"Answers right at {group.target:,} tokens on each base, {_title(group)}",
+        f"Accuracy at {group.target:,} tokens on each base, {_title(group)}",
         ("arm", *(f"base {seed}" for seed in seeds)),
         tuple(rows),
     )
+
+
+POSITIONS = ("first quarter of the text", "second", "third", "last quarter")
 
 
 def losses(group: Group) -> Table:
@@ -268,7 +296,7 @@ def losses(group: Group) -> Table:
         (
             "arm",
             f"at {group.window:,}",
-            *(f"at {group.target:,}, {quarter}" for quarter in QUARTERS),
+            *(f"at {group.target:,}, {quarter}" for quarter in POSITIONS),
             f"at {group.target:,}, all",
             "above the best trained arm",
             f"minus {CONTROL}",
@@ -359,11 +387,11 @@ def by_length(group: Group) -> figures.Drawing:
         axes.set_xticks(group.arms[0].lengths, [f"{n:,}" for n in group.arms[0].lengths])
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("length, tokens")
-        axes.set_ylabel("answers right")
+        axes.set_ylabel("accuracy")
         figures.legend(figure, axes)
     return figures.Drawing(
         _name(group, "by-length"),
-        f"Answers right by length, {_title(group)}",
+        f"Accuracy by length, {_title(group)}",
         "; ".join(told) + ".",
         figure,
     )

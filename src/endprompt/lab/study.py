@@ -48,8 +48,10 @@ class Study:
     """Recipes as they were named, times scalings, factors and seeds."""
 
     recipes: tuple[Recipe, ...]
-    scalings: tuple[str, ...] = lab_arms.SCALINGS
+    scalings: tuple[str, ...] = lab_arms.STANDARD_SCALINGS
     factors: tuple[int, ...] = (8,)
+    headrooms: tuple[float, ...] = ()
+    """Multiples of the factor to try with every recipe; empty: each recipe's own."""
     seeds: tuple[int, ...] = tuple(range(FIRST_SEED, FIRST_SEED + 5))
     regime: Regime = field(default_factory=Regime)
 
@@ -59,12 +61,18 @@ class Study:
             for factor in self.factors:
                 yield Arm(lab_arms.untrained("none"), "none", factor, seed)
                 for scaling in self.scalings:
-                    yield Arm(lab_arms.untrained(scaling), scaling, factor, seed)
-                    for recipe in self.recipes:
-                        adapted = lab_arms.adapt(
-                            recipe, self.regime, scaling, factor=factor, seed=seed
-                        )
-                        yield Arm(adapted, scaling, factor, seed)
+                    for recipe in self._under(scaling, factor, seed):
+                        yield Arm(recipe, scaling, factor, seed)
+
+    def _under(self, scaling: str, factor: int, seed: int) -> Iterator[Recipe]:
+        """Untrained and trained recipes under one scaling, at each headroom."""
+        for headroom in self.headrooms or (1.0,):
+            yield lab_arms.untrained(scaling, self.regime, factor=factor, headroom=headroom)
+        for recipe in self.recipes:
+            for headroom in self.headrooms or (None,):
+                yield lab_arms.adapt(
+                    recipe, self.regime, scaling, factor=factor, seed=seed, headroom=headroom
+                )
 
     def result(self, arm: Arm, out: Path) -> Path:
         """File of an arm's result."""

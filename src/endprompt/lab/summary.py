@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import stats
+from endprompt import distances, stats
 from endprompt.stats import Estimate, Floats
 
 Result = dict[str, Any]
@@ -56,6 +56,21 @@ class Arms:
             [
                 np.array([score for _, score in result["answers"][str(length)][kind]], float)
                 for kind in kinds or self.kinds
+            ]
+            for result in self.results
+        ]
+
+    def far_scores(self, length: int) -> list[list[Floats]]:
+        """The same of needles in the farthest quarter of the length; counting has no place."""
+        return self.quarter_scores(length, 0)
+
+    def quarter_scores(self, length: int, quarter: int) -> list[list[Floats]]:
+        """A base, a kind with places: float[questions] of one quarter, 0 the farthest."""
+        return [
+            [
+                np.array(distances.by_quarter(answers)[quarter], float)
+                for kind, answers in result["answers"][str(length)].items()
+                if kind != "count"
             ]
             for result in self.results
         ]
@@ -170,14 +185,31 @@ def verdict(gap: Estimate) -> str:
 
 
 def sentences(group: Group) -> list[str]:
-    """In words, what holds at the target and what does not."""
+    """In words, what holds at the target (its mean and its farthest quarter) and what does not."""
     said = []
     for other, title in ((group.control, f"the control ({CONTROL})"), (group.rival, RIVAL)):
-        if other is None:
-            continue
+        if other is not None:
+            said += _against(group, other, title)
+    trained = [arm for arm in group.arms if arm.trained]
+    if trained:
+        best = max(trained, key=lambda arm: float(np.mean(arm.accuracy(group.target))))
+        excess = best.loss(group.target).mean() / group.best_loss() - 1
+        said.append(
+            f"Best accuracy at {group.target:,} tokens: {best.name} "
+            f"({np.mean(best.accuracy(group.target)):.3f}). Its loss there is "
+            f"{100 * excess:.1f} % above the lowest of all trained arms."
+        )
+        said.append(_farthest(group, trained))
+    return said
+
+
+def _against(group: Group, other: Arms, title: str) -> list[str]:
+    """Arms that are better, worse or neither than one of them, mean and farthest quarter apart."""
+    said = []
+    for what, where in (("scores", ""), ("far_scores", ", farthest quarter")):
         words: dict[str, list[str]] = {}
         for arm in group.arms:
-            gap = between(arm, other, group.target)
+            gap = between(arm, other, group.target, what=what)
             if arm.name != other.name and arm.trained and gap is not None:
                 words.setdefault(verdict(gap), []).append(f"{arm.name} ({gap})")
         for found in (*VERDICTS.values(), UNDECIDED):
@@ -185,16 +217,22 @@ def sentences(group: Group) -> list[str]:
                 note = ", the interval holds zero" if found == "no better" else ""
                 beside = "beside" if found == UNDECIDED else "than"
                 said.append(
-                    f"{found.capitalize()} {beside} {title} at {group.target:,} tokens{note}: "
-                    f"{'; '.join(words[found])}."
+                    f"{found.capitalize()} {beside} {title} at {group.target:,} tokens{where}"
+                    f"{note}: {'; '.join(words[found])}."
                 )
-    trained = [arm for arm in group.arms if arm.trained]
-    if trained:
-        best = max(trained, key=lambda arm: float(np.mean(arm.accuracy(group.target))))
-        excess = best.loss(group.target).mean() / group.best_loss() - 1
-        said.append(
-            f"Most answers right at {group.target:,} tokens: {best.name} "
-            f"({np.mean(best.accuracy(group.target)):.3f}). Its loss there is "
-            f"{100 * excess:.1f} % above the lowest of all trained arms."
-        )
     return said
+
+
+def _farthest(group: Group, trained: Sequence[Arms]) -> str:
+    """The best arm of the farthest quarter, beside what the base has in its own."""
+    best = max(trained, key=lambda arm: stats.of_bases(arm.far_scores(group.target)).mean)
+    far = stats.of_bases(best.far_scores(group.target)).mean
+    base = group.base
+    said = (
+        f"Best in the farthest quarter of {group.target:,} tokens: {best.name} ({far:.3f}; "
+        f"{np.mean(best.accuracy(group.target)):.3f} over the whole length)."
+    )
+    if base is None:
+        return said
+    own = stats.of_bases(base.far_scores(group.window)).mean
+    return f"{said} The base has {own:.3f} in the farthest quarter of its own {group.window:,}."

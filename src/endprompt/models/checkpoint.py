@@ -49,8 +49,8 @@ def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     rope.check_scaling(config.model_type, recipe.rope.scaling)
     if recipe.rope.scaling == "none":
         return config
-    settings = recipe.rope.model_dump(exclude={"scaling", "factor", "relative_factor"})
-    s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.relative_factor)
+    settings = recipe.rope.model_dump(exclude={"scaling", "factor", "headroom"})
+    s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.headroom)
     config.rope_parameters = rope.parameters(base, recipe.rope.scaling, s, **settings)
     if hasattr(config, "original_max_position_embeddings"):  # Phi-3: goes before its parameters
         config.original_max_position_embeddings = base.window

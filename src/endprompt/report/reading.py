@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from endprompt.distances import FARTHEST
 from endprompt.errors import DataError
 from endprompt.io.provenance import SCHEMA_VERSION
 
@@ -33,6 +34,16 @@ METRICS = (
     Metric("loss", "Loss on the last tokens", "nats per token", ("loss",)),
     Metric("needle", "Needle: loss on the answer", "nats per token", ("needle",), leaf="nll"),
     Metric("digits", "Needle: digits right", "share", ("needle",), True, "digits"),
+    Metric(
+        "far_digits", f"Needle: digits right, {FARTHEST}", "share", ("needle",), True, "far_digits"
+    ),
+    Metric(
+        "far_needle",
+        f"Needle: loss on the answer, {FARTHEST}",
+        "nats per token",
+        ("needle",),
+        leaf="far_nll",
+    ),
     Metric("hits", "Needle: whole answers right", "share", ("needle",), True, "hits"),
     Metric("quote", "Quote: loss on words seen before", "nats per token", ("quote",)),
 )

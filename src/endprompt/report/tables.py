@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from endprompt.distances import QUARTERS
 from endprompt.io.files import write_text
 from endprompt.report.reading import (
     METRICS,
@@ -155,6 +156,31 @@ def compared(run: Run) -> Table | None:
     )
 
 
+def needle_by_distance(run: Run) -> Table | None:
+    """Digits right at each length by the needle's distance, for every arm."""
+    rows = []
+    for arm in arms(run):
+        grid = (arm.get("evaluation") or {}).get("needle") or {}
+        for length in sorted(grid, key=int):
+            quarters = (grid[length].get("by_quarter") or {}).get("digits")
+            if quarters:
+                rows.append(
+                    (
+                        Cell(label(arm)),
+                        Cell(f"{int(length):,}", value=int(length)),
+                        *(Cell(ABSENT if q is None else f"{q:.2f}", value=q) for q in quarters),
+                    )
+                )
+    if not rows:
+        return None
+    return Table(
+        name="needle_by_distance",
+        caption="Needles: digits right by length and distance from the question",
+        columns=("arm", "length", *QUARTERS),
+        rows=tuple(rows),
+    )
+
+
 def needle_by_depth(run: Run) -> Table | None:
     """Needles by length and depth for every arm: the numbers behind the heat map."""
     rows = []
@@ -295,6 +321,7 @@ def everything(run: Run) -> list[Table]:
     found = [
         *results(run),
         compared(run),
+        needle_by_distance(run),
         needle_by_depth(run),
         costs(run),
         timings(run),

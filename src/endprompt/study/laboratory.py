@@ -62,7 +62,7 @@ class Laboratory:
     def _group(self, factor: int, tokens: float, recipes: tuple[Recipe, ...]) -> lab.Study:
         steps = {SCALING: max(1, round(tokens * STEPS * self._regime.steps[SCALING]))}
         return lab.Study(
-            recipes, (SCALING,), (factor,), self._seeds, replace(self._regime, steps=steps)
+            recipes, (SCALING,), (factor,), (), self._seeds, replace(self._regime, steps=steps)
         )
 
     def todo(self) -> list[str]:
