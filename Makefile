@@ -13,7 +13,7 @@ setup: .venv/.setup-done
 	touch $@
 
 demo: setup
-	$(BIN)/endprompt extend --out runs/demo
+	$(BIN)/endprompt extend --eval-dtype fast --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart 0

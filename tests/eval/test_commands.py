@@ -84,7 +84,14 @@ def test_a_figure_can_be_a_png(tmp_path):
         }
     ]  # fmt: skip
     grid = NeedleGrid.model_validate(
-        {"lengths": [10], "depths": [0.1], "seed": 0, "documents": 1, "scores": scores}
+        {
+            "lengths": [10],
+            "depths": [0.1],
+            "seed": 0,
+            "documents": 1,
+            "scores": scores,
+            "computation": tiny_engine().computation,
+        }
     )
     draw(grid, "title", tmp_path / "g.png")
     assert (tmp_path / "g.png").read_bytes()[1:4] == b"PNG"

@@ -8,7 +8,6 @@ import torch
 from tiny_lm import tiny_engine, tiny_model
 
 from endprompt.errors import EvaluationError
-from endprompt.eval import engine as module
 from endprompt.eval.engine import Engine
 
 
@@ -179,25 +178,6 @@ def test_bad_requests_are_named():
         engine.context().extend([5, 6], scored=3)
     with pytest.raises(EvaluationError, match="unknown dtype 'float99'"):
         Engine.load("nowhere", dtype="float99")
-
-
-@pytest.mark.parametrize(("half", "chosen"), [(40.0, "float32"), (0.25, "bfloat16")])
-def test_half_precision_is_used_where_it_is_fast_whatever_delays_the_measurement(
-    half, chosen, monkeypatch
-):
-    now, done = [0.0], {torch.float32: 0, torch.bfloat16: 0}
-
-    def product(a, b):
-        done[a.dtype] += 1
-        now[0] += (1.0 if a.dtype == torch.float32 else half) * (1 if done[a.dtype] % 3 else 1000)
-        return a
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    for _ in range(5):
-        assert module.fast_in_bf16("cpu") is (chosen == "bfloat16")
-        done[torch.bfloat16] += 1  # the next time delays fall elsewhere
-    assert module.fast_in_bf16("cuda")
 
 
 def test_a_saved_checkpoint_loads_and_a_missing_one_is_one_line(tmp_path):

@@ -59,6 +59,10 @@ def test_run_json_holds_every_arm_at_every_length_and_where_it_came_from(whole: 
     positions = run["example_row"]["positions"]
     assert positions[-1][1] > 128
     assert (whole / "report.html").stat().st_size > 10_000
+    for arm in run["arms"]:
+        assert arm["evaluation"]["computation"]["precision"] == "float32"  # the base's
+        assert ("computation" in arm) == arm["trained"]
+    assert "evaluation computed in" in (whole / "report.html").read_text()
 
 
 def test_checkpoint_reloads_in_a_fresh_process_and_reads_past_the_old_window(whole: Path) -> None:

@@ -36,6 +36,9 @@ def test_every_arm_of_every_base_leaves_one_file(
     assert told[-1].total == len(files) + 2
     assert told[-1].seconds_left == 0
     assert len(list(cache.glob("base-*"))) == 2
+    for file in files:
+        computation = json.loads(file.read_text())["computation"]
+        assert (computation["precision"], computation["attention"]) == ("float32", "sdpa")
 
 
 def test_arms_of_a_base_are_asked_the_same(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from endprompt.cli import eval_screen as screen
+
 if TYPE_CHECKING:
     from endprompt.chat import Conversation
 
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
         port: int | None = typer.Option(
             None, "--port", min=0, max=65535, help="Of the page; 0: any.", show_default=f"{PORT}"
         ),
+        dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     ) -> None:
         """Ask a model about a long text; answers stream, the window's use is shown.
 
@@ -62,10 +65,15 @@ def register(app: typer.Typer) -> None:
         from endprompt.chat import Conversation
         from endprompt.models import checkpoint as models
         from endprompt.models import embedded
+        from endprompt.models.precision import evaluated
 
         path = embedded.resolve(model)
         tokenizer = models.load_tokenizer(path)
-        talk = Conversation(models.load(path, models.load_config(path)), tokenizer, text)
+        talk = Conversation(
+            models.load(path, models.load_config(path), dtype=evaluated(dtype, "cpu")),
+            tokenizer,
+            text,
+        )
         if serve:
             _serve(talk, Path(model).name, file.name if file else "", tokens, port)
             return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from endprompt.cli import eval_screen as screen
+
 if TYPE_CHECKING:
     from endprompt.eval.needle import NeedleGrid
 
@@ -29,7 +31,7 @@ def needle(
     figure: Path | None = typer.Option(
         None, "--figure", help="Heat map of hits and digits, .svg or .png."
     ),
-    dtype: str = typer.Option("auto", help="auto (measured), float32, bfloat16 or float16."),
+    dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     force: bool = typer.Option(False, "--force", help="Overwrite files."),
 ) -> None:
     """Hide numbers in a long text at every depth and ask for them, at every length.
@@ -42,7 +44,6 @@ def needle(
         endprompt eval needle runs/demo/model --lengths 4k,8k,12k --figure needle.svg
     """
     from endprompt import units
-    from endprompt.cli import eval_screen as screen
     from endprompt.eval.needle import needle_grid
     from endprompt.eval.texts import long_texts
     from endprompt.io import files

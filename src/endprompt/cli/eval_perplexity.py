@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli import eval_screen as screen
+
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
     """Add `eval perplexity`."""
@@ -31,7 +33,7 @@ def perplexity(
         "rolling: lm-eval's rolling log-likelihood (it has no stride).",
     ),
     out: Path | None = typer.Option(None, "--json", help="Write every value here."),
-    dtype: str = typer.Option("auto", help="auto (measured), float32, bfloat16 or float16."),
+    dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
 ) -> None:
     """Perplexity of a token file, in one of the three definitions that go by that name.
@@ -44,7 +46,6 @@ def perplexity(
         endprompt eval perplexity runs/demo/model --tokens pg19.bin --window 8192 --stride 256
     """
     from endprompt import units
-    from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError, nearest
     from endprompt.eval import perplexity as measure
     from endprompt.io import files

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from endprompt.cli import eval_screen as screen
+
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine
     from endprompt.eval.results import Answerer, Cell, Summary
@@ -51,7 +53,6 @@ def compare(
         endprompt eval compare runs/base-ruler runs/mine-ruler
     """
     from endprompt import stats
-    from endprompt.cli import eval_screen as screen
     from endprompt.eval import compare as pairs
     from endprompt.io import files
 
@@ -121,7 +122,7 @@ def run(
     workers: int = typer.Option(4, "--workers", min=1, help="Requests at a time to a server."),
     timeout: float = typer.Option(600.0, "--timeout", help="Seconds for one answer of a server."),
     tries: int = typer.Option(5, "--tries", min=1, help="How often a request is sent at most."),
-    dtype: str = typer.Option("auto", help="auto (measured), float32, bfloat16 or float16."),
+    dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
 ) -> None:
     """Evaluate a checkpoint on this machine, or a model on a server.
 
@@ -137,7 +138,6 @@ def run(
         --tasks ruler,longbench --out eval/served
     """
     from endprompt import units
-    from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError, nearest
     from endprompt.eval import results
     from endprompt.eval.engine import Coder, Reader
@@ -190,6 +190,7 @@ def run(
                 suite.questions(),
                 answerer,
                 suite.score,
+                computation=None if engine is None else engine.computation,
                 workers=1 if client is None else workers,
                 notes=suite.notes,
                 progress=progress,
@@ -237,7 +238,6 @@ def _suite(
     datasets: str,
     longbench_folder: Path | None,
 ) -> Suite:
-    from endprompt.cli import eval_screen as screen
     from endprompt.eval import longbench, ruler, suites
 
     if name == "ruler":
@@ -315,7 +315,6 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
 
 def _table(cells: list[Cell]) -> None:
     from endprompt import stats
-    from endprompt.cli import eval_screen as screen
 
     screen.table(
         ["task", "length", "metric", "mean", "95 %", "samples", "failed"],
@@ -352,6 +351,8 @@ def _short(
     from endprompt.io.files import write_text
 
     settings = {**settings, "suite": "short", "chat": chat}
+    if engine is not None:
+        settings |= engine.computation.deciding()
     claim(folder / results.RUN, settings, alone=True)
     model: Any = harness.EngineLM(engine) if engine is not None else "local-completions"
     arguments: dict[str, Any] = {}

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from endprompt.eval.engine import Engine
 
 
+DTYPE = (
+    "Precision: auto (the checkpoint's own), fast (bfloat16 where this machine is fast in it), "
+    "float32, bfloat16 or float16."
+)
+
+
 def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     """The model of a command, with libraries kept quiet."""
     from endprompt.io.quiet import quiet

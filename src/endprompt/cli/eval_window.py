@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli import eval_screen as screen
+
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
     """Add `eval window`."""
@@ -18,6 +20,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         documents: int = typer.Option(1, "--documents", help="Held-out texts to read."),
         needles: int = typer.Option(8, "--needles", help="Needles, and quotes, at each length."),
         seed: int = typer.Option(0, "--seed", help="Decides everything drawn."),
+        dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
         out: Path | None = typer.Option(None, "--json", help="Write every value here."),
         progress: Path | None = typer.Option(
             None, "--progress", help="File to keep the progress in, for another process to read."
@@ -36,13 +39,10 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         from endprompt import units
         from endprompt.io import files, provenance
         from endprompt.io.progress import tell
-        from endprompt.io.quiet import quiet
 
         wanted = units.lengths(lengths)
-        quiet()
         from endprompt.data import holdout
         from endprompt.errors import TextError
-        from endprompt.eval.engine import Engine
         from endprompt.eval.window import window_check
 
         texts = [ids for ids in holdout.held_out_texts(data) if len(ids) >= wanted[-1]][:documents]
@@ -52,7 +52,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
                 f"prepare longer documents"
             )
         began = time.perf_counter()
-        engine = Engine.load(model)
+        engine = screen.load(model, dtype)
         check = window_check(
             engine,
             texts,

@@ -47,8 +47,11 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of the weights: float32 (fp32), bf16, fp16.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            "--dtype", help="Of the weights: fp32, bf16, fp16. Default: the run's own, its base's."
+        ),
+    ] = None,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -89,8 +92,8 @@ def export(
     from endprompt.export.engines import checked
 
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    chosen = names.get(dtype, dtype)
-    if chosen not in names.values():
+    chosen = names.get(dtype, dtype) if dtype else None
+    if chosen and chosen not in names.values():
         raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
     wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
     length = units.tokens(tokens) if tokens else None

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from endprompt.cli import eval_screen
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `extend`."""
@@ -57,6 +59,7 @@ def register(app: typer.Typer) -> None:
         needles: int = typer.Option(
             16, "--needles", min=1, help="Needles, and quotes, asked at each length."
         ),
+        eval_dtype: str = typer.Option("auto", "--eval-dtype", help=eval_screen.DTYPE),
     ) -> None:
         """Extend a model's context window, and prove it.
 
@@ -95,6 +98,7 @@ def register(app: typer.Typer) -> None:
             lengths=wanted,
             documents=documents,
             needles=needles,
+            eval_dtype=eval_dtype,
             command=shlex.join(["endprompt", *sys.argv[1:]]),
         )
         with Screen() as screen:

@@ -10,9 +10,7 @@ Shape letters: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
-import math
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +23,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from endprompt import rope
 from endprompt.errors import EvaluationError, ModelError
+from endprompt.io.provenance import Computation
 from endprompt.models import checkpoint as models
+from endprompt.models.precision import evaluated
 from endprompt.models.tokenizer import load_tokenizer
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """RoPE types whose frequencies change with the length of the call, so that chunks would differ."""
-
-DTYPES = ("auto", "fast", "float32", "bfloat16", "float16")
-"""What a model can be evaluated in; see `Engine.load`."""
 
 LOGIT_ROWS = 256
 SPARE = 512
@@ -191,14 +188,16 @@ class Engine(Coder):
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype not in DTYPES:
-            raise EvaluationError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPES)}")
-        if dtype == "fast":
-            dtype = "bfloat16" if fast_in_bf16(device) else "auto"
+        kind = evaluated(dtype, device)
         config = models.load_config(str(path))
         tokenizer = load_tokenizer(path)
-        model = models.load(str(path), config, attention=attention, dtype=dtype)
+        model = models.load(str(path), config, attention=attention, dtype=kind)
         return cls(model.to(device), tokenizer, chunk=chunk, name=str(path))
+
+    @property
+    def computation(self) -> Computation:
+        """The precision, device, attention backend and threads of everything that this gives."""
+        return Computation.of(self.model)
 
     @property
     def window(self) -> int:
@@ -554,25 +553,6 @@ class Reader:
         for mark in stop:
             text = text.split(mark)[0]
         return text
-
-
-def fast_in_bf16(device: str) -> bool:
-    """Whether bf16 is faster than fp32: on an accelerator, and on some processors.
-
-    Many processors emulate bf16 tens of times slower than fp32, so it is measured (some 20 ms).
-    The best of several times counts: another process delays some of them, hardly all, and the
-    same command has to choose the same on a busy machine.
-    """
-    if device != "cpu":
-        return True
-    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    squares = {dtype: torch.ones((384, 384), dtype=dtype) for dtype in best}
-    for _ in range(9):
-        for dtype, square in squares.items():
-            start = time.perf_counter()
-            square @ square
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return best[torch.bfloat16] < best[torch.float32]
 
 
 def _nll(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

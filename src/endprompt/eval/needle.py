@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import EvaluationError
 from endprompt.eval.perplexity import Document, Progress, checked_lengths, with_start
+from endprompt.io.provenance import Computation
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Context, Engine
@@ -101,6 +102,7 @@ class NeedleGrid(BaseModel):
     seed: int
     documents: int
     scores: list[NeedleScore]
+    computation: Computation
 
     def grid(self, value: str = "hit") -> np.ndarray:
         """Means over documents, float64[depths, lengths], of one field of `NeedleScore`."""
@@ -155,7 +157,12 @@ def needle_grid(
             if progress is not None:
                 progress(done / total)
     return NeedleGrid(
-        lengths=lengths, depths=depths, seed=seed, documents=len(texts), scores=scores
+        lengths=lengths,
+        depths=depths,
+        seed=seed,
+        documents=len(texts),
+        scores=scores,
+        computation=engine.computation,
     )
 
 

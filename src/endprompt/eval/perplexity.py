@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import DataError, EvaluationError
 from endprompt.io.files import sha256_file
-from endprompt.io.provenance import versions
+from endprompt.io.provenance import Computation, versions
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine
@@ -227,6 +227,7 @@ class Perplexity(LengthPerplexity):
     by_position: list[BinLoss]
     """Mean by position in the window; `document` is 0."""
     by_length: list[LengthPerplexity]
+    computation: Computation
     versions: dict[str, str]
 
 
@@ -351,6 +352,7 @@ def perplexity(
         tokens_sha256=sha256_file(tokens),
         by_position=curve,
         by_length=rows,
+        computation=engine.computation,
         versions=versions(),
     )
 

@@ -20,7 +20,7 @@ from endprompt import stats
 from endprompt.errors import DataError, EvaluationError
 from endprompt.io.claims import claim
 from endprompt.io.files import sha256_of, write_json, write_text
-from endprompt.io.provenance import versions
+from endprompt.io.provenance import Computation, versions
 
 SAMPLES, SUMMARY, RUN = "samples.jsonl", "summary.json", "run.json"
 
@@ -87,6 +87,8 @@ class Summary(BaseModel):
     answered: int
     failed: int
     settings_sha256: str
+    computation: Computation | None = None
+    """None: answered by a server, which does not tell."""
     versions: dict[str, str]
     notes: list[str]
 
@@ -105,6 +107,7 @@ def answer_all(
     answerer: Answerer,
     score: Callable[[Question, str], dict[str, float]],
     *,
+    computation: Computation | None = None,
     workers: int = 1,
     notes: Callable[[], Sequence[str]] = tuple,
     progress: Callable[[int], None] | None = None,
@@ -114,6 +117,7 @@ def answer_all(
 
     folder      the run's; made when absent. Samples in it are kept, failed ones asked again
     settings    what decides the results, JSON-able. Another run's folder is refused
+    computation  of a model here; its precision, device and attention are among the settings
     questions   taken as they are needed, so that long prompts are not all held at once
     workers     questions asked at the same time
     notes       what a reader has to know; called when all questions have been taken
@@ -122,6 +126,8 @@ def answer_all(
 
     Raises OutputError when the folder holds another run.
     """
+    if computation is not None:
+        settings = settings | computation.deciding()
     claim(folder / RUN, settings, alone=True)
     path = folder / SAMPLES
     before = {s.id: s for s in read_samples(path, repair=True) if s.error is None}
@@ -175,7 +181,7 @@ def answer_all(
             raise
     samples = [sample for sample in done.values() if sample is not None]
     write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
-    summary = summarise(samples, settings, notes())
+    summary = summarise(samples, settings, notes(), computation)
     write_json(folder / SUMMARY, summary.model_dump(mode="json"))
     return summary
 
@@ -203,7 +209,10 @@ def read_samples(path: Path, *, repair: bool = False) -> list[Sample]:
 
 
 def summarise(
-    samples: Sequence[Sample], settings: dict[str, Any], notes: Sequence[str] = ()
+    samples: Sequence[Sample],
+    settings: dict[str, Any],
+    notes: Sequence[str] = (),
+    computation: Computation | None = None,
 ) -> Summary:
     """Means and intervals of each task, length and metric; failures counted beside them."""
     cells: list[Cell] = []
@@ -232,6 +241,7 @@ def summarise(
         answered=len(samples) - failed,
         failed=failed,
         settings_sha256=sha256_of(settings),
+        computation=computation,
         versions=versions(),
         notes=list(notes),
     )

@@ -44,6 +44,7 @@ from endprompt.eval.perplexity import (
     with_start,
 )
 from endprompt.io.files import sha256_of
+from endprompt.io.provenance import Computation
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Context, Engine
@@ -114,6 +115,7 @@ class WindowCheck(BaseModel):
     curve: list[BinLoss]
     needles: list[NeedleScore]
     quotes: list[QuoteScore]
+    computation: Computation
 
     def summary(self) -> list[LengthSummary]:
         """One row a length, in rising order."""
@@ -204,6 +206,7 @@ def window_check(
         curve=curve,
         needles=needle_scores,
         quotes=quote_scores,
+        computation=engine.computation,
     )
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from endprompt import __version__, rope
-from endprompt.errors import DataError, OutputError, RopeError
+from endprompt.errors import DataError, ModelError, OutputError, RopeError
 from endprompt.export import card, engines, reference
 from endprompt.io import files
 from endprompt.models import checkpoint as models
+from endprompt.models import weights
 from endprompt.recipe import Recipe, build
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -77,7 +78,7 @@ def export(
     out: Path,
     *,
     wanted: list[str] | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     tokens: int | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -85,7 +86,7 @@ def export(
     """Write the checkpoint of `run` to `out`, whole or not at all.
 
     wanted  engines that have to be able to serve it; None: whichever can
-    dtype   of the weights written: float32, bfloat16, float16
+    dtype   of the weights written: float32, bfloat16, float16; None: that of the run's
     tokens  length of the text by which the checkpoint can be checked; None: 1,024 past the window
 
     Raises RopeError before anything is written when a wanted engine can't express the scaling,
@@ -110,6 +111,7 @@ def export(
         raise OutputError(f"{out} is there already: choose another --out, or give --force")
 
     tokenizer = models.load_tokenizer(str(source.model))
+    dtype = dtype or models.check(str(source.model), config).precision
     say(f"reading {lengths[-1]:,} tokens with the model as trained, and with RoPE unscaled")
     trained = models.load(str(source.model), config)
     unscaled = models.load(str(source.model), base)
@@ -118,12 +120,11 @@ def export(
     del unscaled
 
     say(f"writing {out} in {dtype}")
-    import torch
-
-    trained = trained.to(getattr(torch, dtype))
+    if not weights.fit(trained, dtype):
+        raise ModelError(f"weights of {source.model} are too large for {dtype}: choose another")
     staging = out.with_name(f".{out.name}.{os.getpid()}.partial-export")
     try:
-        models.save(trained, tokenizer, staging, source.target)
+        models.save(trained, tokenizer, staging, source.target, dtype=dtype)
         max_positions = _complete(staging, window, dtype)
         _carry_licence(source.base, staging)
         for path in staging.glob("*.safetensors"):

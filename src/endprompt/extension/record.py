@@ -29,7 +29,17 @@ def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str,
     }
     if recipe.trained:
         trained = json.loads((folder / "train.json").read_text())
-        found |= {key: trained[key] for key in ("tokens", "seconds", "curve", "resumed_at")}
+        found |= {
+            key: trained[key]
+            for key in (
+                "tokens",
+                "seconds",
+                "curve",
+                "resumed_at",
+                "computation",
+                "saved_precision",
+            )
+        }
         found["flops"] = trained["flops"]
         found["peak_memory_gib"] = round(trained["peak_memory_bytes"] / 2**30, 2)
     found["evaluation"] = evaluation(json.loads((folder / "window.json").read_text()))
@@ -48,6 +58,7 @@ def evaluation(check: dict[str, Any]) -> dict[str, Any]:
         "last_tokens": check["last"],
         "seed": check["seed"],
         "texts": check["texts"],
+        "computation": check["computation"],
         "seconds": check["seconds"],
         "peak_memory_gib": round(check["peak_memory_bytes"] / 2**30, 2),
         "loss": {str(n): summary(at(check["losses"], n, "nll")) for n in lengths},

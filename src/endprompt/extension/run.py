@@ -25,7 +25,7 @@ from endprompt.cost import flops, memory
 from endprompt.errors import OutputError, RecipeError
 from endprompt.extension import record
 from endprompt.io import claims, files, jobs, provenance
-from endprompt.models import embedded
+from endprompt.models import embedded, precision
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Request:
     lengths: list[int] | None = None
     documents: int | None = None
     needles: int = 16
+    eval_dtype: str = "auto"
     command: str = "endprompt extend"
 
 
@@ -122,6 +123,7 @@ def extend(
     controls: bool = False,
     lengths: Sequence[int | str] | None = None,
     needles: int = 16,
+    eval_dtype: str = "auto",
 ) -> dict[str, Any]:
     """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
 
@@ -133,6 +135,8 @@ def extend(
     controls  train the two controls too, on as many tokens
     lengths   tokens at which models are compared; None: inside and past the old window
     needles   planted within the shortest length, and asked at each
+    eval_dtype  precision of the evaluation: auto (the model's own), fast (bfloat16 where this
+              machine is fast in it), float32, bfloat16, float16
 
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
@@ -150,6 +154,7 @@ def extend(
         controls=controls,
         lengths=[units.tokens(str(length)) for length in lengths] if lengths else None,
         needles=needles,
+        eval_dtype=eval_dtype,
         command="endprompt.extend(...)",
     )
     return run(request, say=_unheard, watch=_unheard, show=_unheard)
@@ -206,7 +211,8 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
     config = models.load_config(model)
     base = rope.read_base(config)
     rope.factor(base.window, request.target)  # refuses a target that is not above the window
-    models.check(model, config)
+    stored = models.check(model, config)
+    precision.require_known(request.eval_dtype)
     gpus = _gpus()
     recipe = request.recipe.resolve(window=base.window, target=request.target, gpu=gpus > 0)
     lengths = request.lengths or default_lengths(base.window, request.target)
@@ -225,13 +231,18 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
     at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
     checked = _check(request, model, recipe, threads, watch, lock)
 
+    dtype = request.eval_dtype
+    if dtype == "fast":  # measured once, so that a run that is resumed has the same
+        dtype = "bfloat16" if checked["calibration"]["fast_in_bf16"] else "auto"
+    say(f"evaluation in {stored.precision if dtype == 'auto' else dtype}; "
+        f"the model is stored in {stored.precision}")  # fmt: skip
     costs = _costs(recipe, arms, config, lengths, documents, checked["calibration"], at_once)
     return Plan(
         model=_about_model(request.model, model, config, base, checked["calibration"]),
         text=text,
         recipe=recipe,
         arms=arms,
-        jobs=_jobs(request, model, arms, lengths, documents, costs),
+        jobs=_jobs(request, model, arms, lengths, documents, costs, dtype),
         lengths=lengths,
         documents=documents,
         at_once=at_once,
@@ -457,6 +468,7 @@ def _jobs(
     lengths: list[int],
     documents: int,
     costs: dict[str, Any],
+    dtype: str,
 ) -> list[jobs.Job]:
     data = str(request.out / "data")
     found = []
@@ -486,7 +498,8 @@ def _jobs(
                 f"evaluate {arm.label}",
                 ["eval", "window", str(folder / "model"), "--data", data,
                  "--lengths", ",".join(map(str, lengths)), "--documents", str(documents),
-                 "--needles", str(request.needles), "--json", str(folder / "window.json")],
+                 "--needles", str(request.needles), "--dtype", dtype,
+                 "--json", str(folder / "window.json")],
                 folder / "window.json",
                 needs=(f"train-{arm.name}",) if arm.trained else (),
                 seconds=costs["eval_seconds"],
@@ -537,6 +550,7 @@ def _claim(
         "lengths": lengths,
         "documents": documents,
         "needles": request.needles,
+        "eval_dtype": request.eval_dtype,
     }
     path = request.out / "extend.json"
     if not path.is_file():

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 SCHEMA_VERSION = 1
 PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy")
 
@@ -65,6 +67,52 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+class Computation(BaseModel):
+    """How numbers were computed: what they may differ by where nothing else differs.
+
+    precision   of weights, activations and cache: float32, bfloat16, ...; in training, of the
+                matrix multiplications (weights and optimizer are float32)
+    device      torch's name: cpu, cuda
+    processor   name of that device
+    attention   Transformers' name of the backend: sdpa, eager, ...
+    threads     of torch in this process
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: str
+    device: str
+    processor: str
+    attention: str
+    threads: int
+
+    @classmethod
+    def of(cls, model: Any, precision: str = "") -> Computation:
+        """That of a Transformers model where it is now; `precision` in place of the weights'."""
+        import torch
+
+        device = next(model.parameters()).device
+        cuda = device.type == "cuda"
+        return cls(
+            precision=precision or str(model.dtype).removeprefix("torch."),
+            device=device.type,
+            processor=torch.cuda.get_device_name(device) if cuda else _processor(),
+            attention=str(model.config._attn_implementation),
+            threads=torch.get_num_threads(),
+        )
+
+    def deciding(self) -> dict[str, str]:
+        """What an interrupted evaluation has to share with its continuation."""
+        return self.model_dump(include={"precision", "device", "attention"})
+
+    def line(self) -> str:
+        """In words, for a table."""
+        return (
+            f"{self.precision}, {self.device} ({self.processor}), {self.attention} attention, "
+            f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        )
 
 
 def provenance() -> dict[str, Any]:

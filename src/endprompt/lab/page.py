@@ -10,6 +10,7 @@ import numpy as np
 
 from endprompt import distances, stats
 from endprompt.io import files
+from endprompt.io.provenance import Computation
 from endprompt.lab.summary import (
     CONTROL,
     RECOVERED,
@@ -477,6 +478,7 @@ def render(results: Sequence[Result]) -> str:
         ],
         recipes=_recipes(results),
         origin=results[0]["provenance"],
+        computed=_computed(results),
         marks=MARKS,
     )
 
@@ -492,3 +494,13 @@ def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:
             key = f"{result['arm']}, {result['scaling']} by {result['factor']}"
             found.setdefault(key, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return [{"name": name, "text": text} for name, text in found.items()]
+
+
+def _computed(results: Sequence[Result]) -> str:
+    """How results were computed, in words; "" for those of older versions, which don't say."""
+    lines = [
+        Computation.model_validate(one["computation"]).line()
+        for one in results
+        if "computation" in one
+    ]
+    return "; ".join(dict.fromkeys(lines))

@@ -21,7 +21,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from endprompt.errors import TrainingError
 from endprompt.io import files, provenance
 from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
@@ -299,9 +298,8 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
         }
     else:
         network = models.load(str(base), models.scaled_config(str(base), arm.recipe, target))
-    if any(not weight.isfinite().all() for weight in network.parameters()):
-        raise TrainingError(f"weights of arm {arm.recipe.name!r} are not finite")
     return found | {
+        "computation": provenance.Computation.of(network).model_dump(),
         **examine(network, regime.questions(arm.factor), arm.seed),
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from endprompt.models.checkpoint_files import (
 from endprompt.models.tokenizer import load_tokenizer
 from endprompt.recipe import Recipe
 
+log = logging.getLogger(__name__)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -136,8 +138,19 @@ def gathered(model: Any, accelerator: Any = None, wrapped: Any = None) -> dict[s
     return None
 
 
-def save(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
-    """Write a checkpoint with its tokenizer and chat template, whole or not at all."""
+def save(model: Any, tokenizer: Any, folder: Path, target: int, *, dtype: str = "float32") -> str:
+    """Write a checkpoint with its tokenizer and chat template, whole or not at all.
+
+    dtype  precision of the weights written, to which the model is cast
+
+    Returns the precision written: float32, with a warning, where weights have outgrown float16.
+    """
+    import torch
+
+    if not weights.fit(model, dtype):
+        log.warning("weights have outgrown %s: %s is written in float32", dtype, folder)
+        dtype = "float32"
+    model.to(getattr(torch, dtype))
     partial = _partial(folder)
     model.config.use_cache = True  # the Trainer had switched it off
     try:
@@ -153,6 +166,7 @@ def save(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
             raise OutputError(f"no space left on the disk while writing {folder}") from error
         raise
     _put_in_place(partial, folder)
+    return dtype
 
 
 def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> None:

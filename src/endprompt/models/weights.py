@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from endprompt.errors import ModelError
 from endprompt.models.checkpoint_files import Tensor, one_line
+from endprompt.models.precision import STORED
 
 if TYPE_CHECKING:
     import torch
-
-PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Safetensors' names of the precisions that a model is used in, and torch's."""
 
 NAMED = 3
 """Tensors that an error names before it counts the rest."""
@@ -41,7 +39,7 @@ def precision(headers: Mapping[str, Tensor], config: Any) -> str:
         counts[tensor.dtype] += size
     most = counts.most_common(1)[0][0] if counts else ""
     said = str(getattr(config, "dtype", "")).removeprefix("torch.")
-    return PRECISIONS.get(most) or (said if said in PRECISIONS.values() else "float32")
+    return STORED.get(most) or (said if said in STORED.values() else "float32")
 
 
 def require_complete(headers: Mapping[str, Tensor], config: Any, model: str) -> frozenset[str]:
@@ -120,6 +118,18 @@ def _not_finite(part_N: torch.Tensor) -> int:
     if part_N.sum(dtype=torch.float32).isfinite():
         return 0
     return int((~part_N.isfinite()).sum())
+
+
+def fit(model: Any, dtype: str) -> bool:
+    """Whether no weight would become infinite in a precision: float16 ends at 65,504."""
+    import torch
+
+    most = torch.finfo(getattr(torch, dtype)).max
+    return all(
+        float(tensor.detach().abs().max()) <= most
+        for tensor in model.state_dict().values()
+        if tensor.is_floating_point() and tensor.numel()
+    )
 
 
 def require_tied(model: Any, tied: frozenset[str], name: str) -> None:

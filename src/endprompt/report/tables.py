@@ -11,6 +11,7 @@ from typing import Any
 
 from endprompt.distances import QUARTERS
 from endprompt.io.files import write_text
+from endprompt.io.provenance import Computation
 from endprompt.report.reading import (
     METRICS,
     Metric,
@@ -305,7 +306,22 @@ def origins(run: Run) -> Table:
 
     for key in ("created", "commit", "seed", "model", "text", "device", "versions"):
         add(key, run.get(key))
+    for what, key in (("training", "computation"), ("evaluation", "evaluation")):
+        for how, names in _computations(run, key).items():
+            rows.append((Cell(f"{what} computed in"), Cell(f"{how}{names}")))
     return Table("provenance", "Where everything came from", ("what", "value"), tuple(rows))
+
+
+def _computations(run: Run, key: str) -> dict[str, str]:
+    """How arms were computed, in words; to each what follows: its arms, where they differ."""
+    found: dict[str, list[str]] = {}
+    for arm in arms(run):
+        place = arm.get(key) or {}
+        how = place.get("computation") if key == "evaluation" else place
+        if how:
+            found.setdefault(Computation.model_validate(how).line(), []).append(label(arm))
+    alone = len(found) == 1
+    return {how: "" if alone else f": {', '.join(names)}" for how, names in found.items()}
 
 
 def _plain(value: Any) -> str:

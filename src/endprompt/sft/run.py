@@ -56,6 +56,10 @@ class Tuned:
     seconds: float
     peak_memory_bytes: int
     resumed_at: list[int]
+    computation: dict[str, Any]
+    """How it was computed (`provenance.Computation`)."""
+    saved_precision: str
+    """Of the weights in `model/`: that of the model it began with."""
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -96,6 +100,7 @@ def tune(
     claims.claim(out / "claim.json", claimed, alone=True)
 
     before = _window_settings(config)
+    precision = models.check(model, config).precision
     torch.manual_seed(settings.seed)
     network = models.load(model, config, attention=settings.attention)
     if settings.packing:
@@ -141,11 +146,17 @@ def tune(
         seconds=time.perf_counter() - began,
         peak_memory_bytes=provenance.peak_memory_bytes(),
         resumed_at=resumed,
+        computation=provenance.Computation.of(
+            network, "bfloat16" if trainer.args.bf16 else "float32"
+        ).model_dump(),
+        saved_precision=precision,
         curve=curve,
     )
     if trainer.is_world_process_zero():
         whole = adapters.merge(trainer.accelerator.unwrap_model(network))
-        models.save(whole, tokenizer, out / "model", window)
+        done.saved_precision = models.save(
+            whole, tokenizer, out / "model", window, dtype=done.saved_precision
+        )
         after = _window_settings(models.load_config(str(out / "model")))
         if after != before:
             raise TrainingError(f"{out / 'model'} lost its window: {after} instead of {before}")

@@ -66,6 +66,10 @@ class Trained:
     peak_memory_bytes: int
     epochs: float
     resumed_at: list[int]
+    computation: dict[str, Any]
+    """How it was computed (`provenance.Computation`)."""
+    saved_precision: str
+    """Of the weights in `model/`: that of the base's."""
     curve: list[dict[str, float]]
     position_check: list[dict[str, Any]]
     provenance: dict[str, Any] = field(default_factory=provenance.provenance)
@@ -108,7 +112,8 @@ def train(
     )
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
-    base = rope.read_base(models.load_config(model))
+    base_config = models.load_config(model)
+    base = rope.read_base(base_config)
     amounts, training = recipe.amounts, recipe.training
     if training.attention == "shifted":
         attention.check_length(amounts.row_tokens, training.attention_groups)
@@ -122,6 +127,7 @@ def train(
     )
     for index in range(min(8, len(rows))):  # what cannot be made is said before the model loads
         rows.row(index)
+    precision = models.check(model, base_config).precision
     torch.manual_seed(recipe.training.seed)
     network = models.load(model, config)
     checks = position_check.check_positions(network, base, target)
@@ -140,7 +146,7 @@ def train(
     teacher = None
     if training.prefix_loss == "base":
         dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
-        teacher = models.load(model, models.load_config(model), dtype=dtype)
+        teacher = models.load(model, base_config, dtype=dtype)
     checkpoint = last_whole_checkpoint(out / "checkpoints")
     resumed: list[int] = []
     if checkpoint:
@@ -187,6 +193,8 @@ def train(
         peak_memory_bytes=provenance.peak_memory_bytes(),
         epochs=rows.epochs,
         resumed_at=resumed,
+        computation=provenance.Computation.of(network, training.dtype).model_dump(),
+        saved_precision=precision,
         curve=curve,
         position_check=[check.as_dict() for check in checks],
     )
@@ -200,7 +208,9 @@ def train(
             adapters.prepare(whole, training)
             whole.load_state_dict(state)
         whole = adapters.merge(whole)
-        models.save(whole, tokenizer, out / "model", target)
+        done.saved_precision = models.save(
+            whole, tokenizer, out / "model", target, dtype=done.saved_precision
+        )
         files.write_json(out / "train.json", done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
