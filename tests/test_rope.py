@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -192,16 +194,16 @@ def test_base_is_read_from_every_family(family: str, theta: float) -> None:
     [
         ("gpt2", {}, "model type 'gpt2' has no RoPE"),
         ("gptj", {}, "model type 'gptj' has no RoPE"),
-        ("mistral", {}, "model type 'mistral' see 4096 tokens back only"),
-        ("gemma2", {}, "model type 'gemma2' see 4096 tokens back only"),
-        ("gemma3_text", {}, "'gemma3_text' have RoPE settings of their own .full_attention, slid"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "'qwen2' see 64 tokens"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
-                                 "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                 "original_max_position_embeddings": 128}},
-            "already scaled .rope_type 'llama3', factor 8.0",
+            {"rope_parameters": {"rope_type": "proportional", "rope_theta": 5e5}},
+            "'llama' is scaled by a rule 'proportional' that is not known: one of linear",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5,
+                                 "mrope_section": [4, 2, 2]}},
+            "'llama' has several axes",
         ),
     ],
 )  # fmt: skip
@@ -228,6 +230,170 @@ def test_config_without_theta_is_refused() -> None:
         rope.read_base(config())
 
 
+def scaled_base(scaling: str, base: rope.Base, f: float) -> tuple[LlamaConfig, rope.Base]:
+    """A config that was scaled by a rule and f, as it comes from a hub, and what is read of it."""
+    config = config_of(base, rope.parameters(base, scaling, f))
+    if scaling != "dynamic":
+        config.max_position_embeddings = round(f * base.window)
+    return config, rope.read_base(config, named=round(f * base.window))
+
+
+def total_of(config: LlamaConfig, parameters: dict[str, Any], length: int) -> tuple[Any, float]:
+    """What Transformers initialises with for parameters put in place of a config's own."""
+    config = copy.deepcopy(config)
+    config.rope_parameters = parameters
+    init = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+    found, size = init(config, torch.device("cpu"), seq_len=length)
+    return found.double().numpy(), float(size)
+
+
+@pytest.mark.parametrize("scaling", ["pi", "dynamic", "yarn", "llama3"])
+@few
+@given(base=bases, f=st.sampled_from([2.0, 4.0, 8.0]), s=st.sampled_from([2.0, 3.0, 16.0]))
+def test_a_scaled_base_keeps_its_rule_with_the_total_factor_over_its_original_window(
+    scaling: str, base: rope.Base, f: float, s: float
+) -> None:
+    config, read = scaled_base(scaling, base, f)
+    assert read.window == round(f * base.window)
+    length = round(f * s * base.window)
+    once = rope.parameters(base, scaling, f * s)
+    expected, size = theirs(base, once, length)
+    grown = rope.parameters(read, scaling, s)
+    found, found_size = total_of(config, grown, length)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+    ours, our_size = rope.inverse_frequencies(
+        grown, base.rotary_size, length=length, window=base.window
+    )
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+    assert size == pytest.approx(found_size) == pytest.approx(our_size)
+
+
+@pytest.mark.parametrize("top", ["none", "pi", "dynamic", "yarn", "llama3", "longrope"])
+@pytest.mark.parametrize("scaling", ["pi", "dynamic", "yarn", "llama3", "longrope"])
+def test_a_scaled_base_is_its_own_bit_for_bit_where_nothing_is_added(
+    scaling: str, top: str
+) -> None:
+    config, read = scaled_base(scaling, rope.Base(5e5, 64, 2048), 4.0)
+    written = rope.parameters(read, top, 1.0)
+    before = total_of(config, config.rope_parameters, 9000)
+    after = total_of(config, written, 9000)
+    assert (before[0] == after[0]).all()
+    assert before[1] == after[1]
+
+
+@pytest.mark.parametrize("top", ["pi", "longrope"])
+@pytest.mark.parametrize("scaling", ["pi", "yarn", "llama3", "longrope"])
+def test_another_rule_goes_on_top_as_explicit_factors(scaling: str, top: str) -> None:
+    """Beyond the base's window its frequencies divided by the rule's; inside it, its own."""
+    base, s = rope.Base(5e5, 64, 2048), 4.0
+    config, read = scaled_base(scaling, base, 4.0)
+    own, own_size = total_of(config, config.rope_parameters, 8192)
+    written = rope.parameters(read, top, s)
+    found, size = total_of(config, written, 32768)
+    divisors = np.array(rope.stretch(read, s)) if top == "longrope" else s
+    np.testing.assert_allclose(found, own / divisors, rtol=1e-5)
+    ours, our_size = rope.inverse_frequencies(written, 64, length=32768)
+    np.testing.assert_allclose(ours, found, rtol=2e-5)
+    assert our_size == pytest.approx(size)
+    if top == "pi":
+        assert size == pytest.approx(own_size)
+    elif scaling != "pi":
+        assert size > own_size
+    if written["rope_type"] == "longrope" and scaling != "longrope":
+        inside, _ = total_of(config, written, 8192)
+        np.testing.assert_allclose(inside, own, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "top", "why"),
+    [
+        ("yarn", "llama3", "by 'yarn' .factor 4., and 'llama3' has no form .* to yarn, or to pi"),
+        ("llama3", "yarn", "by 'llama3' .factor 4., and 'yarn' has no form on top"),
+        ("pi", "ntk", "by 'linear' .factor 4., and 'ntk' has no form on top"),
+        ("longrope", "dynamic", "by 'longrope' .factor 4., and 'dynamic' has no form"),
+        ("dynamic", "pi", "dynamic NTK turns differently at every length; set rope.scaling to dyn"),
+    ],
+)
+def test_a_rule_without_a_form_on_top_is_refused_with_the_reason(
+    scaling: str, top: str, why: str
+) -> None:
+    _, read = scaled_base(scaling, rope.Base(5e5, 64, 2048), 4.0)
+    with pytest.raises(RopeError, match=why):
+        rope.parameters(read, top, 2.0)
+
+
+@few
+@given(f=st.floats(1.5, 40.0), s=st.floats(1.5, 8.0), ratio=st.floats(0.5, 2.0))
+def test_an_attention_factor_that_is_written_follows_the_total_factor(
+    f: float, s: float, ratio: float
+) -> None:
+    """By as much as YaRN's own would."""
+    base = rope.Base(1e6, 64, 2048)
+    size = ratio * (0.1 * math.log(f) + 1)
+    config = config_of(base, rope.parameters(base, "yarn", f, attention_factor=size))
+    grown = rope.parameters(rope.read_base(config), "yarn", s)
+    assert grown["attention_factor"] == pytest.approx(ratio * (0.1 * math.log(f * s) + 1))
+    given = rope.parameters(rope.read_base(config), "yarn", s, attention_factor=1.5)
+    assert given["attention_factor"] == 1.5
+
+
+def test_other_settings_of_the_bases_own_rule_are_refused() -> None:
+    _, read = scaled_base("yarn", rope.Base(5e5, 64, 2048), 4.0)
+    with pytest.raises(
+        RopeError, match=r"by 'yarn' with beta_fast 32, .* leave rope.beta_fast out"
+    ):
+        rope.parameters(read, "yarn", 2.0, beta_fast=16.0)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_of_deepseek_and_gpt_oss_is_read_as_they_write_it(truncate: bool) -> None:
+    parameters = {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
+        "beta_slow": 1.0, "truncate": truncate, "original_max_position_embeddings": 4096,
+        "mscale": 1.0, "mscale_all_dim": 0.7,
+    }  # fmt: skip
+    base = rope.Base(150000.0, 64, 131072)
+    config = config_of(base, parameters)
+    read = rope.read_base(config)
+    for s in (1.0, 2.0):
+        written = rope.parameters(read, "yarn", s)
+        expected, size = total_of(config, written, 131072)
+        found, found_size = rope.inverse_frequencies(written, 64)
+        np.testing.assert_allclose(found, expected, rtol=2e-5)
+        assert found_size == pytest.approx(size)
+        assert written["factor"] == 32 * s
+
+
+@pytest.mark.parametrize(
+    ("window", "named", "scaling", "expected"),
+    [
+        (16384, 0, {"type": "linear", "factor": 4.0}, 16384),
+        (4096, 16384, {"type": "linear", "factor": 4.0}, 16384),
+        (4096, 10**30, {"type": "linear", "factor": 4.0}, 4096),
+        (32768, 0, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+         131072),
+        (131072, 0, {"rope_type": "yarn", "factor": 4.0,
+                     "original_max_position_embeddings": 32768}, 131072),
+        (2048, 8192, {"type": "dynamic", "factor": 4.0}, 8192),
+    ],
+)  # fmt: skip
+def test_configs_of_the_older_layout_are_read(
+    window: int, named: int, scaling: dict[str, Any], expected: int
+) -> None:
+    """The window is what the base was scaled to, also where the config keeps the original."""
+    config = LlamaConfig(
+        max_position_embeddings=window, rope_theta=20000.0, rope_scaling=dict(scaling)
+    )
+    read = rope.read_base(config, named)
+    assert (read.window, read.theta) == (expected, 20000.0)
+    assert read.parameters is not None
+    grown = rope.parameters(read, rope.name_of(read.parameters), 2.0)
+    assert grown["factor"] == 2 * scaling["factor"]
+    assert "type" not in grown
+    tokenizer = SimpleNamespace(model_max_length=named)
+    assert rope.window_of(config, tokenizer) == expected
+
+
 @given(st.integers(1, 10**5), st.integers(1, 64), st.integers(1, 1000))
 def test_factor_covers_the_target_and_no_more(window: int, times: int, rest: int) -> None:
     target = window * times + min(rest, window)
@@ -245,7 +411,7 @@ def test_target_inside_the_window_is_refused() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     base = rope.Base(1e4, 64, 2048)
-    with pytest.raises(RopeError, match="unknown scaling 'abf': one of none, ntk, pi, dynamic"):
+    with pytest.raises(RopeError, match="unknown scaling 'abf': one of none, pi, ntk, dynamic"):
         rope.parameters(base, "abf", 4.0)
     with pytest.raises(RopeError, match="long_factor has 3 numbers and the model rotates 32 pairs"):
         rope.parameters(base, "longrope", 4.0, long_factor=[1.0] * 3)

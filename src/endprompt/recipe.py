@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import plugins
+from endprompt import plugins, rope
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -27,7 +27,7 @@ Count = Annotated[int, Field(gt=0)]
 Span = tuple[Count, Count]
 
 
-SCALINGS = ("none", "pi", "ntk", "dynamic", "yarn", "llama3", "longrope")
+SCALINGS = ("none", *rope.RULES)
 CUES = ("ep1", "ep2", "ep3", "text", "pool", "recall", "continuation")
 
 
@@ -418,6 +418,11 @@ def load(name: str | Path) -> Recipe:
                 f"one of {', '.join(names())}, or the path of a .yaml file"
             )
     return build({"name": path.stem, **read_yaml(path, "recipe")}, f"recipe {path.name}")
+
+
+def chooses_scaling(name: str | Path, overrides: dict[str, Any]) -> bool:
+    """Whether `rope.scaling` is the user's: set beside the recipe, or in a recipe of their own."""
+    return "rope.scaling" in overrides or Path(name).suffix in (".yaml", ".yml")
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ Written dictionaries always hold `rope_theta`, float factors and the original wi
 fall to other defaults in silence where one of them is missing.
 """
 
+# ruff: noqa: ARG001 - functions of one column of RULES have one signature
+
 from __future__ import annotations
 
 import math
@@ -103,19 +105,11 @@ def read_base(config: Any, named: int = 0) -> Base:
     isn't in `RULES`, each by name.
     """
     name = getattr(config, "model_type", type(config).__name__)
-    parameters = getattr(config, "rope_parameters", None)
+    parameters = of_global_layers(config)
     if not parameters:
         raise RopeError(
             f"model type {name!r} has no RoPE that could be scaled: its window cannot be extended"
         )
-    kinds = {key: value for key, value in parameters.items() if isinstance(value, dict)}
-    if kinds:
-        parameters = kinds.get("full_attention")
-        if parameters is None:
-            raise RopeError(
-                f"no global layer of model type {name!r} has RoPE (settings for "
-                f"{', '.join(sorted(kinds))} only): there is nothing to scale"
-            )
     if "mrope_section" in parameters:
         raise RopeError(
             f"RoPE of model type {name!r} has several axes (mrope_section): only text models can "
@@ -131,7 +125,7 @@ def read_base(config: Any, named: int = 0) -> Base:
     scaled = None
     if parameters.get("rope_type", "default") != "default":
         scaled = _filled_in(parameters, config, name)
-        if kinds:
+        if parameters is not config.rope_parameters:
             scaled.pop("truncate", None)  # which Transformers reads outside of kinds only
     return Base(
         float(theta),
@@ -140,6 +134,14 @@ def read_base(config: Any, named: int = 0) -> Base:
         partial,
         scaled,
     )
+
+
+def of_global_layers(config: Any) -> Parameters:
+    """`rope_parameters` of a config; where kinds of layers have their own, the global ones'."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in parameters.values()):
+        return parameters.get("full_attention") or {}
+    return parameters
 
 
 def _filled_in(parameters: Parameters, config: Any, name: str) -> Parameters:
@@ -181,11 +183,14 @@ def window_of(config: Any, tokenizer: Any) -> int:
     Some configs keep the original window: `dynamic` always does, `yarn` as Qwen 2.5 writes it.
     There it follows from the factor or from the length that the tokenizer was saved with.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if isinstance(parameters.get("full_attention"), dict):
-        parameters = parameters["full_attention"]
+    parameters = of_global_layers(config)
     named = getattr(tokenizer, "model_max_length", 0) or 0
     return _window(parameters, int(config.max_position_embeddings), int(named))
+
+
+def name_of(parameters: Parameters) -> str:
+    """Our name of the rule that a scaled base has."""
+    return {rule.rope_type: name for name, rule in RULES.items()}[parameters["rope_type"]]
 
 
 def check_scaling(model_type: str, scaling: str) -> None:
@@ -262,7 +267,7 @@ def parameters(
 def _by_plugin(base: Base, scaling: str, s: float) -> Parameters:
     made = plugins.find("endprompt.scaling", scaling)
     if made is None:
-        raise RopeError(f"unknown scaling {scaling!r}: one of {', '.join(RULES)}")
+        raise RopeError(f"unknown scaling {scaling!r}: one of none, {', '.join(RULES)}")
     if base.parameters is not None:
         raise RopeError(_no_form(base.parameters, scaling, "a package's rule counts from theta"))
     return _default(base) | made(base, s)
@@ -283,12 +288,11 @@ def _on_top(
 
 
 def _no_form(own: Parameters, scaling: str, why: str) -> str:
-    kind = own["rope_type"]
-    ours = {rule.rope_type: name for name, rule in RULES.items()}[kind]
+    kind, ours = own["rope_type"], name_of(own)
     others = "" if kind == "dynamic" else ", or to pi or longrope for explicit factors"
     return (
-        f"the base is scaled by {kind!r} (factor {own['factor']:g}), and {scaling!r} has no form on "
-        f"top of it: {why}; set rope.scaling to {ours}{others}"
+        f"the base is scaled by {kind!r} (factor {own['factor']:g}), and {scaling!r} has no form "
+        f"on top of it: {why}; set rope.scaling to {ours}{others}"
     )
 
 
@@ -505,7 +509,9 @@ def _grow_yarn(own: Parameters, base: Base, s: float, settings: Mapping[str, Any
     return grown
 
 
-def _grow_longrope(own: Parameters, base: Base, s: float, settings: Mapping[str, Any]) -> Parameters:
+def _grow_longrope(
+    own: Parameters, base: Base, s: float, settings: Mapping[str, Any]
+) -> Parameters:
     return _explicit(own, base, s, settings, even=False)
 
 

@@ -13,6 +13,7 @@ from endprompt import recipe as recipes
 from endprompt import rope
 from endprompt.cues import Segment
 from endprompt.data.rows import assemble, collate
+from endprompt.models import families
 from endprompt.recipe import Prefix, Terminal
 from endprompt.train import position_check
 from endprompt.train.loss import hidden_states, weighted_loss
@@ -39,16 +40,17 @@ def scaling_of(family: str) -> str:
     return "longrope" if family in rope.ONLY else "yarn"
 
 
-def scaled(family: str, scaling: str) -> tuple[Any, rope.Base]:
-    """A tiny model as `train.model.scaled_config` would scale it."""
+def scaled(family: str, scaling: str) -> tuple[Any, families.Family]:
+    """A tiny model as `models.checkpoint.scaled_config` would scale it."""
     changes = FAMILIES[family]
-    base = rope.read_base(tiny_config(family, **changes))
+    read = families.read(tiny_config(family, **changes))
+    base = read.base
     parameters = rope.parameters(base, scaling, TARGET / base.window)
     window = base.window if scaling == "dynamic" else TARGET
     model = tiny_model(
         family, rope_parameters=parameters, max_position_embeddings=window, **changes
     )
-    return model, base
+    return model, read
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,7 +73,7 @@ def test_every_scaling_passes_the_position_check(family: str, scaling: str) -> N
 def test_unscaled_family_is_caught(family: str) -> None:
     changes = FAMILIES[family]
     model = tiny_model(family, **changes)
-    base = rope.read_base(tiny_config(family, **changes))
+    base = families.read(tiny_config(family, **changes))
     failed = {c.name for c in position_check.check_positions(model, base, TARGET) if not c.passed}
     assert failed == {"RoPE is scaled"}
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from endprompt import rope
 from endprompt.data.rows import collate
 from endprompt.errors import ProbeError
+from endprompt.models import families
 from endprompt.train import position_check
 
 WINDOW, TARGET, THETA = 128, 1024, 50000.0
@@ -28,7 +29,10 @@ def model(scaling: str = "yarn", theta: float = THETA) -> Any:
     return LlamaForCausalLM(config)
 
 
-BASE = rope.Base(THETA, 16, WINDOW)
+BASE = families.read(
+    LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2,
+                max_position_embeddings=WINDOW, rope_theta=THETA)
+)  # fmt: skip
 
 
 def failed(network: Any, **changes: Any) -> set[tuple[str, str]]:

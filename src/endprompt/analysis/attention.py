@@ -9,8 +9,7 @@ Shape letters: T tokens, H query heads, D head size, N pairs, J frequencies, E d
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from endprompt import rope, theory
+from endprompt.models import masks
+from endprompt.models.recording import recording
 
 Floats = NDArray[np.float64]
-RECORDING = "endprompt_recording"
 
 
 @dataclass(frozen=True)
@@ -67,46 +67,22 @@ def record(model: Any, input_ids_T: Sequence[int], positions_T: Any = None) -> l
     """
     ids = torch.as_tensor(np.asarray(input_ids_T), device=model.device)[None]
     positions = torch.arange(ids.shape[1]) if positions_T is None else torch.as_tensor(positions_T)
-    with _recording(model) as found:
+    positions_1T = positions.to(model.device)[None]
+    with recording(model) as found:
         model.base_model(
             input_ids=ids,
-            position_ids=positions.to(model.device)[None],
-            attention_mask=torch.ones_like(ids),  # without it a jump hides the prefix
+            position_ids=positions_1T,
+            attention_mask=masks.of_row(model, positions_1T, torch.ones_like(ids)),
             use_cache=False,
         )
-    return [found[index] for index in sorted(found)]
-
-
-@contextmanager
-def _recording(model: Any) -> Generator[dict[int, Layer]]:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    found: dict[int, Layer] = {}
-
-    def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
-    ) -> Any:
-        repeats = query.shape[1] // key.shape[1]
-        scaling = rest.get("scaling") or query.shape[-1] ** -0.5
-        found[module.layer_idx] = Layer(
-            _array(query[0]),
-            _array(key[0].repeat_interleave(repeats, dim=0)),
-            float(scaling),
+    return [
+        Layer(
+            _array(each.query_HTD),
+            _array(each.key_KTD.repeat_interleave(len(each.query_HTD) // len(each.key_KTD), dim=0)),
+            each.scaling,
         )
-        return sdpa_attention_forward(module, query, key, value, mask, **rest)
-
-    AttentionInterface.register(RECORDING, forward)
-    AttentionMaskInterface.register(RECORDING, sdpa_mask)
-    before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(RECORDING)
-    model.eval()
-    try:
-        yield found
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
+        for _, each in sorted(found.items())
+    ]
 
 
 def _array(x: Tensor) -> NDArray[Any]:
@@ -170,16 +146,18 @@ def tightness(
     scalings: Sequence[str] = ("none", "pi", "ntk", "yarn"),
     pairs: int = 8,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> list[HeadSmoothness]:
     """Measured smoothness beside its bounds, for every layer, head and scaling.
 
     contents  of the unscaled model on real text; scalings change frequencies only
     gap       distances that training doesn't see, first and last
     pairs     query-key pairs drawn for each head, the key before the query
+    indices   of the layers that contents are of; None: 0, 1, ...
     """
     rng = np.random.default_rng(seed)
     s, found = rope.factor(base.window, target), []
-    for place, layer in enumerate(contents):
+    for place, layer in zip(indices or range(len(contents)), contents, strict=True):
         H, T, _ = layer.query_HTD.shape
         still = np.zeros(len(layer.frequency_J) - base.rotary_size // 2)
         drawn = np.sort(rng.integers(T, size=(H, 2, pairs)), axis=1)

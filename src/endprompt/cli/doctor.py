@@ -54,22 +54,24 @@ def register(app: typer.Typer) -> None:
         from endprompt.io.quiet import quiet
 
         quiet()
-        from endprompt import rope
         from endprompt.models import checkpoint as models
         from endprompt.models import embedded
         from endprompt.train import calibration, position_check
 
         path = embedded.resolve(model)
-        base = rope.read_base(models.load_config(path))
+        family = models.family_of(path)
+        if not recipes.chooses_scaling(method, overrides):
+            recipe = recipe.replace({"rope.scaling": family.suited(recipe.rope.scaling)})
         network = models.load(path, models.scaled_config(path, recipe, target))
         tell(progress, 1, 3)
-        checks = position_check.check_positions(network, base, target)
+        wanted = models.scaled_parameters(family, recipe, target)
+        checks = position_check.check_positions(network, family, target, wanted=wanted)
         tell(progress, 2, 3)
         result = {
             "model": path,
             "target": target,
             "rope_parameters": network.config.rope_parameters,
-            "window": base.window,
+            "window": family.base.window,
             "checks": [check.as_dict() for check in checks],
             "calibration": calibration.measure(network) if calibrate else None,
         }

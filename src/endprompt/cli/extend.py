@@ -100,6 +100,7 @@ def register(app: typer.Typer) -> None:
             needles=needles,
             eval_dtype=eval_dtype,
             command=shlex.join(["endprompt", *sys.argv[1:]]),
+            scaling_chosen=recipes.chooses_scaling(method, overrides),
         )
         with Screen() as screen:
             run = extension.run(request, say=screen.say, watch=screen.watch, show=screen.plan)

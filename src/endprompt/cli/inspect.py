@@ -211,7 +211,7 @@ def _model(
 ) -> list[Table]:
     import numpy as np
 
-    from endprompt import rope, theory
+    from endprompt import theory
     from endprompt.analysis import attention
     from endprompt.cli.inspect_run import text_ids
     from endprompt.io.quiet import quiet
@@ -227,16 +227,19 @@ def _model(
     far = attention.reach(layers, np.arange(len(ids)), edges, skip=SINK)
     tables = [_reach_table(far, name), _far_heads(far, len(ids) // 2, name)]
     _show(console, tables[1])
-    if config.rope_parameters.get("rope_type", "default") == "default":
-        base = rope.read_base(config)
+    family = models.family_of(path, config)
+    base = family.base
+    if base.parameters is None:
         # Rows as long as the window, with a short terminal: the paper's gap.
         row = theory.anchored(base.window - 20, 20, target=target)
         gap = row.gap or (base.window, target - base.window)
+        scaled = sorted(i for kind in family.layers if kind.scaled for i in kind.indices)
         contents = [
-            attention.unrotate(layer, np.arange(len(ids)), config.rope_parameters, base)
-            for layer in layers
+            attention.unrotate(layers[i], np.arange(len(ids)), base.own, base) for i in scaled
         ]
-        found = attention.tightness(contents, base, target=target, gap=gap, pairs=pairs)
+        found = attention.tightness(
+            contents, base, target=target, gap=gap, pairs=pairs, indices=scaled
+        )
         console.print(
             f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
         )

@@ -57,12 +57,12 @@ def register(app: typer.Typer) -> None:
 
         decoder, base_window, sizes = flops.LLAMA_3_8B, units.tokens(window), "Llama-3-8B"
         if model is not None:
-            from endprompt import rope
             from endprompt.models import embedded
-            from endprompt.models.checkpoint import load_config
+            from endprompt.models.checkpoint import family_of, load_config
 
-            config = load_config(embedded.resolve(model))
-            decoder, base_window, sizes = flops.read(config), rope.read_base(config).window, model
+            path = embedded.resolve(model)
+            config, sizes = load_config(path), model
+            decoder, base_window = flops.read(config), family_of(path, config).base.window
         target, chosen = units.tokens(to), names or recipes.names()
         short = units.tokens(row_tokens) if row_tokens else None
         error = Console(stderr=True)

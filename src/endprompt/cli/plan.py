@@ -108,14 +108,14 @@ def register(app: typer.Typer) -> None:
 
 def _sized(model: str) -> plans.Sized:
     """Sizes from a config, whose reading needs Transformers."""
-    from endprompt import rope
     from endprompt.cost import flops
     from endprompt.cost import plan as plans
     from endprompt.models import embedded
-    from endprompt.models.checkpoint import load_config
+    from endprompt.models.checkpoint import family_of, load_config
 
-    config = load_config(embedded.resolve(model))
-    return plans.Sized(flops.read(config), rope.read_base(config).window)
+    path = embedded.resolve(model)
+    config = load_config(path)
+    return plans.Sized(flops.read(config), family_of(path, config).base.window)
 
 
 def _this_machine(decoder: Decoder) -> plans.Machine:

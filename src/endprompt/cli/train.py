@@ -43,19 +43,22 @@ def register(app: typer.Typer) -> None:
         from endprompt.io.progress import tell
 
         target = units.tokens(to)
-        chosen = recipes.load(recipe).replace(recipes.parse_overrides(settings))
+        overrides = recipes.parse_overrides(settings)
+        chosen = recipes.load(recipe).replace(overrides)
         from endprompt.io import quiet
 
         quiet.quiet()
         import torch
         from accelerate import PartialState
 
-        from endprompt import rope
         from endprompt.data import holdout
         from endprompt.models import checkpoint as models
         from endprompt.train import run
 
-        base = rope.read_base(models.load_config(model))
+        family = models.family_of(model)
+        base = family.base
+        if not recipes.chooses_scaling(recipe, overrides):
+            chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
         resolved = chosen.resolve(window=base.window, target=target, gpu=torch.cuda.is_available())
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from endprompt import __version__, rope
+from endprompt import __version__
 from endprompt.errors import DataError, ModelError, OutputError, RopeError
 from endprompt.export import card, engines, reference
 from endprompt.io import files
@@ -95,7 +95,7 @@ def export(
     source = find(run)
     config = models.scaled_config(source.base, source.recipe, source.target)
     base = models.load_config(source.base)
-    window = rope.read_base(base).window
+    window = models.family_of(source.base, base).base.window
     names = engines.checked(list(wanted or engines.ENGINES))
     values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
     for name in names if wanted else ():

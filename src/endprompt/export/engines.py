@@ -8,16 +8,16 @@ architectures only.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+from endprompt import rope
 from endprompt.errors import RecipeError, nearest
 
 ENGINES = ("transformers", "vllm", "sglang", "llama.cpp")
-LONGROPE_IN_GGUF = frozenset({"phi3", "phimoe", "minicpm", "minicpm3"})
 SERVERS = frozenset({"vllm", "sglang"})
 
 
@@ -54,8 +54,8 @@ def serve(engine: str, config: Mapping[str, Any], target: int, folder: str) -> S
     why_not = obstacle(engine, config)
     if why_not:
         return Served(engine, obstacle=why_not)
-    rope = config["rope_parameters"]
-    kind = rope.get("rope_type", "default")
+    parameters = rope.of_global_layers(SimpleNamespace(**config))
+    kind = parameters.get("rope_type", "default")
     where = shlex.quote(folder)
     if engine == "transformers":
         return Served(engine, f"AutoModelForCausalLM.from_pretrained({folder!r})")
@@ -65,7 +65,7 @@ def serve(engine: str, config: Mapping[str, Any], target: int, folder: str) -> S
             if engine == "vllm"
             else f"python -m sglang.launch_server --model-path {where} --context-length {target}"
         )
-        multiplied = int(target * rope["factor"]) if kind == "linear" else 0
+        multiplied = int(target * parameters["factor"]) if kind == "linear" else 0
         note = (
             f"without the flag it takes the window for {multiplied} tokens, the factor twice"
             if multiplied
@@ -73,8 +73,9 @@ def serve(engine: str, config: Mapping[str, Any], target: int, folder: str) -> S
         )
         return Served(engine, command, note)
     flags = ""
-    if kind == "yarn" and (rope.get("beta_fast", 32.0), rope.get("beta_slow", 1.0)) != (32.0, 1.0):
-        flags = f" --yarn-beta-fast {rope['beta_fast']:g} --yarn-beta-slow {rope['beta_slow']:g}"
+    betas = parameters.get("beta_fast") or 32.0, parameters.get("beta_slow") or 1.0
+    if kind == "yarn" and betas != (32.0, 1.0):
+        flags = f" --yarn-beta-fast {betas[0]:g} --yarn-beta-slow {betas[1]:g}"
     return Served(
         engine,
         f"python convert_hf_to_gguf.py {where} --outfile model.gguf && "
@@ -85,19 +86,5 @@ def serve(engine: str, config: Mapping[str, Any], target: int, folder: str) -> S
 
 def obstacle(engine: str, config: Mapping[str, Any]) -> str:
     """Why an engine can't express the RoPE scaling of a config, or ""."""
-    rope = config["rope_parameters"]
-    kind = rope.get("rope_type", "default")
-    if kind == "dynamic" and engine in SERVERS:
-        return "turns dynamic NTK at one fixed frequency, training followed the length of each row"
-    if engine != "llama.cpp":
-        return ""
-    if kind == "dynamic":
-        return "its converter drops dynamic NTK: the model would run unscaled"
-    if kind == "longrope" and config.get("model_type") not in LONGROPE_IN_GGUF:
-        return f"its converter has no LongRoPE factors for model type {config.get('model_type')!r}"
-    factor = rope.get("attention_factor")
-    if kind == "yarn" and factor is not None:
-        usual = 0.1 * math.log(rope["factor"]) + 1.0
-        if not math.isclose(factor, usual, rel_tol=1e-6):
-            return f"it computes YaRN's attention factor as {usual:.4g}, training used {factor:.4g}"
-    return ""
+    parameters = rope.of_global_layers(SimpleNamespace(**config))
+    return rope.obstacle(engine, parameters, str(config.get("model_type")))

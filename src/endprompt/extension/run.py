@@ -68,6 +68,8 @@ class Request:
     needles: int = 16
     eval_dtype: str = "auto"
     command: str = "endprompt extend"
+    scaling_chosen: bool = False
+    """False: a base with a rule of its own keeps that rule, whatever the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def extend(
         needles=needles,
         eval_dtype=eval_dtype,
         command="endprompt.extend(...)",
+        scaling_chosen=recipes.chooses_scaling(method, overrides),
     )
     return run(request, say=_unheard, watch=_unheard, show=_unheard)
 
@@ -209,12 +212,16 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
 
     model = embedded.resolve(request.model)
     config = models.load_config(model)
-    base = rope.read_base(config)
+    family = models.family_of(model, config)
+    base, asked = family.base, request.recipe
     rope.factor(base.window, request.target)  # refuses a target that is not above the window
+    if not request.scaling_chosen:
+        asked = asked.replace({"rope.scaling": family.suited(asked.rope.scaling)})
+    models.scaled_parameters(family, asked, request.target)  # refuses what has no form
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
     gpus = _gpus()
-    recipe = request.recipe.resolve(window=base.window, target=request.target, gpu=gpus > 0)
+    recipe = asked.resolve(window=base.window, target=request.target, gpu=gpus > 0)
     lengths = request.lengths or default_lengths(base.window, request.target)
     if max(lengths) > request.target:
         raise RecipeError(

@@ -13,7 +13,7 @@ from typing import Any
 from endprompt import rope
 from endprompt.errors import OutputError
 from endprompt.io import files
-from endprompt.models import weights
+from endprompt.models import families, weights
 from endprompt.models.checkpoint_files import (
     local_folder,
     model_errors,
@@ -40,25 +40,44 @@ def load_config(model: str) -> Any:
     return config
 
 
+def family_of(model: str, config: Any = None) -> families.Family:
+    """Layers and RoPE of a checkpoint. Raises RopeError for a model that can't be extended.
+
+    Where the config doesn't say how far its scaling reaches, the tokenizer's length does.
+    """
+    config = load_config(model) if config is None else config
+    kind = rope.of_global_layers(config).get("rope_type", "default")
+    named = load_tokenizer(model).model_max_length if kind in ("linear", "dynamic") else 0
+    return families.read(config, named)
+
+
+def scaled_parameters(family: families.Family, recipe: Recipe, target: int) -> rope.Parameters:
+    """`rope_parameters` of the layers that a recipe scales, for a window of `target` tokens.
+
+    Raises RopeError for a rule that the family or the base's own scaling doesn't allow, for a
+    target that is not above the window, and for one that no layer sees.
+    """
+    settings = recipe.rope
+    rope.check_scaling(family.model_type, settings.scaling)
+    if settings.scaling == "none":
+        return family.base.own
+    family.require_reach(target)
+    s = settings.factor or rope.factor(family.base.window, target, settings.headroom)
+    given = settings.model_dump(exclude={"scaling", "factor", "headroom"})
+    return rope.parameters(family.base, settings.scaling, s, **given)
+
+
 def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     """Config of `model` with the recipe's RoPE scaling and a window of `target` tokens.
 
-    Raises RopeError for a base without RoPE or with scaling of its own, and for a target that
-    is not above the window.
+    Raises RopeError as `family_of` and `scaled_parameters` do.
     """
     config = load_config(model)
-    base = rope.read_base(config)
-    rope.check_scaling(config.model_type, recipe.rope.scaling)
+    family = family_of(model, config)
+    parameters = scaled_parameters(family, recipe, target)
     if recipe.rope.scaling == "none":
         return config
-    settings = recipe.rope.model_dump(exclude={"scaling", "factor", "headroom"})
-    s = recipe.rope.factor or rope.factor(base.window, target, recipe.rope.headroom)
-    config.rope_parameters = rope.parameters(base, recipe.rope.scaling, s, **settings)
-    if hasattr(config, "original_max_position_embeddings"):  # Phi-3: goes before its parameters
-        config.original_max_position_embeddings = base.window
-    if recipe.rope.scaling != "dynamic":  # which counts the length met from this number on
-        config.max_position_embeddings = target
-    return config
+    return families.scaled_config(config, parameters, family.base, target)
 
 
 @dataclass(frozen=True)
@@ -184,13 +203,9 @@ def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> 
 
 
 def _write_older_layout(config_file: Path) -> None:
-    """Add `rope_theta` and `rope_scaling`: readers of the older layout fall to theta 10000."""
+    """Add the keys of the older layout: its readers fall to theta 10000 without them."""
     config = json.loads(config_file.read_text())
-    parameters = dict(config.get("rope_parameters") or {})
-    if "rope_theta" in parameters:
-        config["rope_theta"] = parameters.pop("rope_theta")
-    if parameters.get("rope_type", "default") != "default":
-        config["rope_scaling"] = parameters
+    config |= families.older_layout(config)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

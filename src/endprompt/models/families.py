@@ -12,7 +12,7 @@ it, a *local* one the W nearest positions (`sliding_window`). What an extension 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 """Transformers' names of layer types."""
 
 WITHOUT_POSITIONS = {
+    "chunked_attention": "chunked layers see the tokens of their own chunk of positions",
     "linear_attention": "linear attention and state-space layers see the order of tokens",
     "mamba": "state-space layers see the order of tokens",
     "recurrent": "recurrent layers see the order of tokens",
@@ -68,6 +69,15 @@ class Family:
     base: rope.Base
     layers: tuple[Layers, ...]
     by_kind: bool
+
+    def suited(self, scaling: str) -> str:
+        """The rule to use where the user chose none: that of a base which is scaled already."""
+        if scaling == "none":
+            return scaling
+        if self.base.parameters is not None:
+            return rope.name_of(self.base.parameters)
+        allowed = rope.ONLY.get(self.model_type, (scaling,))
+        return scaling if scaling in allowed else allowed[-1]
 
     def local_span(self, target: int) -> int | None:
         """W of layers that don't see `target` positions; None: every layer sees them all."""
@@ -153,6 +163,32 @@ def scaled_config(config: Any, parameters: rope.Parameters, base: rope.Base, tar
     if parameters.get("rope_type") != "dynamic":  # which counts the length met from this number on
         config.max_position_embeddings = target
     return config
+
+
+OLDER_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+"""Where a family's older configs had other names at the top level."""
+
+
+def older_layout(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What readers of the older layout look for at the top level of config.json.
+
+    config  what Transformers 5 wrote, with `rope_parameters`
+    """
+    written = dict(config.get("rope_parameters") or {})
+    keys: dict[str, Any] = {}
+    if isinstance(written.get(GLOBAL), dict):
+        local = written.get(LOCAL) or {}
+        if config.get("model_type", "").startswith("gemma3"):
+            keys["rope_local_base_freq"] = local.get("rope_theta")
+        written = dict(written[GLOBAL])
+    names = OLDER_NAMES.get(config.get("model_type", ""), {})
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in written:
+            keys[names.get(key, key)] = keys[key] = written[key]
+    written.pop("rope_theta", None)
+    if written.get("rope_type", "default") != "default":
+        keys["rope_scaling"] = written
+    return keys
 
 
 def _kinds(config: Any) -> list[str]:

@@ -28,7 +28,7 @@ def of_row(
     the border of a document. With them, one mask for each type of layer, as Transformers takes it.
     """
     config = model.config
-    if not any(families.LOCAL == kind for kind in getattr(config, "layer_types", None) or ()):
+    if not any(kind == families.LOCAL for kind in getattr(config, "layer_types", None) or ()):
         return attention_mask_BT if visible is None else visible
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
+from endprompt.models import masks
 
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""
@@ -157,10 +158,16 @@ def hidden_states(
 
 def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """What the head makes of the batch, the mask given so that no jump is taken for a border."""
+    visible = batch.get("masks")
+    if visible is None:
+        bare: Any = getattr(model, "module", model)
+        visible = masks.of_row(
+            bare, batch["position_ids"], batch["attention_mask"], batch.get("visible")
+        )
     return model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
-        attention_mask=batch.get("visible", batch["attention_mask"]),
+        attention_mask=visible,
         use_cache=False,
     ).logits
 

@@ -1,8 +1,9 @@
 """The position check: proof, on the loaded model, that training will see the far distances.
 
 It uses the very collator and call that training uses. Each check is one fault that lets a run
-go on while not one long distance is trained: a mask that hides the prefix from the terminal,
-RoPE left unscaled, theta lost, positions without a jump, a last position short of the target.
+go on while not one long distance is trained, or while local layers are taught what they never
+meet: a mask that hides the prefix from the terminal, RoPE left unscaled, theta or an old factor
+lost, positions without a jump, a last position short of the target, a local mask made of indices.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from endprompt import rope
 from endprompt.cues import Segment
 from endprompt.data.rows import TERMINAL, Row, assemble, collate
 from endprompt.errors import ProbeError
+from endprompt.models import families, masks
+from endprompt.models.recording import recording
 from endprompt.recipe import Prefix, Terminal
 from endprompt.train.loss import hidden_states, weighted_loss
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 BACKENDS = ("eager", "sdpa")
 PREFIX_TOKENS, TERMINAL_TOKENS = 48, 16
+MOST_CONTIGUOUS = 1040
+"""Tokens of the row without jumps: beyond the span of most local layers, and quick."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +77,33 @@ def batch_of(model: Any, length: int) -> dict[str, Tensor]:
 
 def check_positions(
     model: Any,
-    base: rope.Base,
+    family: families.Family,
     target: int,
     *,
-    backends: tuple[str, ...] = BACKENDS,
+    wanted: rope.Parameters | None = None,
+    backends: tuple[str, ...] | None = None,
     collator: Collator = collate,
     row: dict[str, Any] | None = None,
 ) -> list[Check]:
     """Run every check on a loaded model, for each attention backend.
 
-    base  RoPE of the model before scaling; the config in `model` says how it was scaled
-    row   the row to use in place of the paper's, as `RowSource` gives it
+    family    layers and RoPE of the model before scaling
+    wanted    `rope_parameters` that the layers which are scaled should have; None: those in the
+              model's config
+    backends  None: eager, and sdpa where the family has it
+    row       the row to use in place of the paper's, as `RowSource` gives it
     """
+    if backends is None:
+        backends = BACKENDS if model._supports_sdpa else BACKENDS[:1]
     example = row or probe_row(model.config.vocab_size, target)
     batch = {key: value.to(model.device) for key, value in collator([example]).items()}
-    checks = [*_positions(batch, target), *_frequencies(model, base, target)]
+    wanted = wanted or rope.of_global_layers(model.config)
+    checks = [
+        *_positions(batch, target),
+        *_scaling(family.base, wanted, target),
+        *_frequencies(model, family, wanted, target),
+        *_rotation(model, family, wanted, target),
+    ]
     before = model.config._attn_implementation
     for backend in backends:
         model.set_attn_implementation(backend)
@@ -94,6 +111,8 @@ def check_positions(
             with _checkpointing(model, recompute):
                 label = f"{backend}+checkpointing" if recompute else backend
                 checks += _reach(model, batch, label)
+        if family.local_span(target) is not None:
+            checks += _local(model, batch, backend)
     model.set_attn_implementation(before)
     return checks
 
@@ -116,34 +135,154 @@ def _positions(batch: dict[str, Tensor], target: int) -> Iterator[Check]:
     yield Check("positions rise strictly", "-", rising, f"smallest step {int(steps.min())}")
 
 
-def _frequencies(model: Any, base: rope.Base, target: int) -> Iterator[Check]:
-    parameters = model.config.rope_parameters
-    theta = float(parameters.get("rope_theta", 0.0))
-    plain = rope.inverse_frequencies(rope.parameters(base, "none", 1.0), base.rotary_size)[0]
-    expected, expected_size = rope.inverse_frequencies(
-        parameters, base.rotary_size, length=target, window=base.window
-    )
-    scaled = not np.allclose(expected, plain, rtol=1e-3)
-    embedding = _rotary_embedding(model)
-    place = torch.tensor([[0, target - 1]], device=embedding.inv_freq.device)
-    # some scalings settle their frequencies by the highest position met: ask before reading
-    cos, sin = embedding(torch.zeros(1, 2, 1, device=place.device), place)
-    held = embedding.inv_freq.detach().double().cpu().numpy()
-
-    kind = parameters.get("rope_type", "default")
+def _scaling(base: rope.Base, wanted: rope.Parameters, target: int) -> Iterator[Check]:
+    """What is written, against the base's own frequencies."""
+    kind, theta = wanted.get("rope_type", "default"), float(wanted.get("rope_theta", 0.0))
     kept = theta == base.theta or (kind == "default" and theta > base.theta)
     yield Check("theta kept", "-", kept, f"{theta:g}, base {base.theta:g}")
+    own, own_size = base.frequencies(target)
+    turns, size = rope.inverse_frequencies(
+        wanted, base.rotary_size, length=target, window=base.window
+    )
+    scaled = not np.allclose(turns, own, rtol=1e-3)
     yield Check("RoPE is scaled", "-", scaled, f"rope_type {kind}, theta {theta:g}")
-    same = held.shape == expected.shape and np.allclose(held, expected, rtol=1e-5)
-    detail = f"model {held[-1]:.6g}, written {expected[-1]:.6g} radians at the last pair"
-    yield Check("frequencies as written", "-", bool(same), detail)
+    if base.parameters is not None:
+        slower = bool((turns <= own * (1 + 1e-6)).all() and size >= own_size * (1 - 1e-6))
+        detail = f"{own[-1] / turns[-1]:.3g} times slower at the last pair"
+        yield Check("the base's own scaling is kept", "-", slower, detail)
 
-    angles = (target - 1) * expected
-    wanted = np.concatenate([np.cos(angles), np.sin(angles)]) * expected_size
-    half = len(expected)
-    got = torch.cat([cos[0, 1, :half], sin[0, 1, :half]]).double().cpu().numpy()
-    error = float(np.abs(got - wanted).max())
-    yield Check("cos and sin reach the target", "-", error < 0.02, f"largest error {error:.2g}")
+
+def _frequencies(
+    model: Any, family: families.Family, wanted: rope.Parameters, target: int
+) -> Iterator[Check]:
+    """What the model's rotary embedding holds for each kind of layer, against NumPy's."""
+    base, embedding = family.base, _rotary_embedding(model)
+    for layers in family.layers:
+        if layers.parameters is None:
+            continue
+        parameters = wanted if layers.scaled else layers.parameters
+        expected, size = rope.inverse_frequencies(
+            parameters, base.rotary_size, length=target, window=base.window
+        )
+        place = torch.tensor([[0, target - 1]], device=model.device)
+        kind = (layers.kind,) if family.by_kind else ()
+        # some scalings settle their frequencies by the highest position met: ask before reading
+        cos, sin = embedding(torch.zeros(1, 2, 1, device=place.device), place, *kind)
+        buffer = getattr(embedding, "_".join((*kind, "inv_freq")))
+        held = buffer.detach().double().cpu().numpy()
+        same = held.shape == expected.shape and np.allclose(held, expected, rtol=1e-5)
+        detail = f"model {held[-1]:.6g}, written {expected[-1]:.6g} radians at the last pair"
+        label = "-" if len(family.layers) == 1 else f"{layers.name} layers"
+        yield Check("frequencies as written", label, bool(same), detail)
+
+        angles = (target - 1) * expected
+        error = 0.0
+        for got, wave in ((cos, np.cos), (sin, np.sin)):
+            values = got[0, 1].double().cpu().numpy()
+            each = min(  # pairs lie half a head apart in most families, side by side in some
+                (values[: len(expected)], values[:: max(1, len(values) // len(expected))]),
+                key=lambda found: np.abs(found - wave(angles) * size).max(),
+            )
+            error = max(error, float(np.abs(each - wave(angles) * size).max()))
+        yield Check(
+            "cos and sin reach the target", label, error < 0.02, f"largest error {error:.2g}"
+        )
+
+
+@torch.no_grad()
+def _rotation(
+    model: Any, family: families.Family, wanted: rope.Parameters, target: int
+) -> Iterator[Check]:
+    """How far queries of every layer turn when a row moves, against what is said of the layer.
+
+    Moving a row changes nothing else, as attention sees differences of positions.
+    """
+    base = family.base
+    shift = max(1, (target - base.window) // 2)
+    tokens = torch.as_tensor(probe_row(model.config.vocab_size, target)["input_ids"])[None, :32]
+    ids = tokens.to(model.device)
+    late = torch.arange(target - ids.shape[1], target, device=model.device)[None]
+    queries = []
+    with recording(model) as found:
+        for positions in (late, late - shift):
+            batch = {
+                "input_ids": ids,
+                "position_ids": positions,
+                "attention_mask": torch.ones_like(ids),
+            }
+            hidden_states(model, batch)
+            queries.append({i: each.query_HTD.double().cpu() for i, each in found.items()})
+    for layers in family.layers:
+        turns = np.zeros(base.rotary_size // 2)
+        if layers.parameters is not None:
+            turns = rope.inverse_frequencies(
+                wanted if layers.scaled else layers.parameters,
+                base.rotary_size, length=target, window=base.window,
+            )[0]  # fmt: skip
+        turned = torch.polar(torch.ones(len(turns)).double(), torch.tensor(turns * shift))
+        errors = {
+            i: _turned_by(queries[1][i], queries[0][i], turned) if i in queries[0] else np.inf
+            for i in layers.indices
+        }
+        worst = max(errors, key=lambda i: errors[i])
+        label = "-" if len(family.layers) == 1 else f"{layers.name} layers"
+        detail = f"largest difference {errors[worst]:.2g}, in layer {worst}"
+        yield Check("queries turn as written", label, errors[worst] < 0.1, detail)
+
+
+def _turned_by(before_HTD: Tensor, after_HTD: Tensor, turned_J: Tensor) -> float:
+    """Difference of `after` and `before` turned pair by pair, as a part of its size.
+
+    Families differ in where the pairs of a head lie; the nearest layout counts.
+    """
+    R = 2 * len(turned_J)
+    found = []
+    for part in (slice(0, R), slice(before_HTD.shape[-1] - R, None)):
+        one, other = before_HTD[..., part], after_HTD[..., part]
+        for first, second in (
+            (slice(0, R // 2), slice(R // 2, None)),
+            (slice(0, None, 2), slice(1, None, 2)),
+        ):
+            z = torch.complex(one[..., first], one[..., second]) * turned_J
+            difference = torch.complex(other[..., first], other[..., second]) - z
+            found.append(float(difference.norm() / z.norm().clamp_min(1e-30)))
+    return min(found)
+
+
+@torch.no_grad()
+def _local(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
+    """Local layers: nothing far through them, and on a row without jumps Transformers' own."""
+    span = model.config.sliding_window
+    made = masks.of_row(model, batch["position_ids"], batch["attention_mask"])
+    terminal_T = batch["segments"][0] == TERMINAL
+    positions_T = batch["position_ids"][0]
+    far_T = ~terminal_T & (positions_T <= positions_T[terminal_T].min() - span)
+    apart = (terminal_T[:, None] == terminal_T) & torch.ones_like(
+        terminal_T[:, None] & terminal_T
+    ).tril()
+    if far_T.any() and isinstance(made, dict):
+        cut = masks.of_row(model, batch["position_ids"], batch["attention_mask"], apart[None, None])
+        alone = batch | {"masks": made | {families.GLOBAL: cut[families.GLOBAL]}}
+        other = dict(alone)
+        ids = batch["input_ids"].clone()
+        ids[0, far_T] = (ids[0, far_T] + 1) % model.config.vocab_size
+        other["input_ids"] = ids
+        one = hidden_states(model, alone)[0][0, terminal_T]
+        two = hidden_states(model, other)[0][0, terminal_T]
+        moved, size = float((one - two).abs().max()), float(one.abs().max())
+        detail = f"moved by {moved:.2g} of {size:.2g} with global layers cut off"
+        passed = bool(np.isfinite(moved)) and moved <= 1e-6 * size
+        yield Check("local layers alone see nothing far", label, passed, detail)
+    elif not isinstance(made, dict):
+        yield Check("local layers alone see nothing far", label, False, "one mask for all layers")
+
+    row = batch_of(model, min(span + 16, MOST_CONTIGUOUS))
+    ours = hidden_states(model, row)[0]
+    theirs = hidden_states(model, row | {"masks": row["attention_mask"]})[0]
+    error, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    tokens = row["input_ids"].shape[1]
+    detail = f"differ by {error:.2g} of {size:.2g} from Transformers' own over {tokens} tokens"
+    yield Check("local layers without a jump", label, error <= 1e-4 * size, detail)
 
 
 def _reach(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
@@ -205,6 +344,8 @@ def _checkpointing(model: Any, on: bool) -> Generator[None]:
 
 def _rotary_embedding(model: Any) -> Any:
     for module in model.modules():
-        if hasattr(module, "inv_freq") and hasattr(module, "rope_type"):
+        if hasattr(module, "rope_type") and any(
+            name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)
+        ):
             return module
     raise ProbeError(f"model type {model.config.model_type!r} has no rotary embedding")

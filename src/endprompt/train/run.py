@@ -26,7 +26,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from endprompt import rope
 from endprompt.cost import flops, memory
 from endprompt.cost.memory import TOKENS_AT_ONCE
 from endprompt.cues import CueWriter
@@ -113,7 +112,7 @@ def train(
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
     base_config = models.load_config(model)
-    base = rope.read_base(base_config)
+    family = models.family_of(model, base_config)
     amounts, training = recipe.amounts, recipe.training
     if training.attention == "shifted":
         attention.check_length(amounts.row_tokens, training.attention_groups)
@@ -130,7 +129,8 @@ def train(
     precision = models.check(model, base_config).precision
     torch.manual_seed(recipe.training.seed)
     network = models.load(model, config)
-    checks = position_check.check_positions(network, base, target)
+    wanted = models.scaled_parameters(family, recipe, target)
+    checks = position_check.check_positions(network, family, target, wanted=wanted)
     position_check.require(checks)
     adapters.prepare(network, training)
     if training.attention == "shifted":
