@@ -14,7 +14,7 @@ import pytest
 
 from endprompt import recipe as recipes
 from endprompt import rope
-from endprompt.analysis import methods
+from endprompt.analysis import coverage
 from endprompt.errors import RecipeError
 from endprompt.models import checkpoint as models
 
@@ -48,10 +48,8 @@ def test_a_method_a_cue_and_a_scaling_rule_of_another_package(outsider: Path, ti
     base = rope.read_base(models.load_config(str(tiny)))
     config = models.scaled_config(str(tiny), recipe, TARGET)
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": base.theta * 16}
-    rows = methods.row_source(recipe, 64, target=TARGET, count=20)
     ends = 0
-    for index in range(20):
-        row = rows.row(index)
+    for row in coverage.drawn_rows(recipe, 64, target=TARGET, count=20):
         assert len(row.tokens_T) == 64
         if row.positions_T[-1] == TARGET - 1:
             ends += 1

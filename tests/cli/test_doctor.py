@@ -21,7 +21,7 @@ def test_doctor_passes_on_a_sound_model_and_writes_every_check(
     assert found["target"] == 1024
     assert {check["backend"] for check in found["checks"]} == {
         "-", "eager", "eager+checkpointing", "sdpa", "sdpa+checkpointing"}  # fmt: skip
-    assert done.stdout.count("ok  ") == len(found["checks"]) == 15
+    assert done.stdout.count("ok  ") == len(found["checks"]) == 16
 
 
 def test_doctor_fails_with_one_line_when_rope_is_not_scaled(
