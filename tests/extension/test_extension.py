@@ -34,7 +34,7 @@ def whole(tiny: Path, text: Path, endprompt: Run, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("runs") / "whole"
     done = endprompt("extend", tiny, "--text", text, *SMALL, "--controls", "--out", out)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "position check: 15 of 15 passed" in done.stdout
+    assert "position check: 16 of 16 passed" in done.stdout
     assert "report.html" in done.stdout
     return out
 
