@@ -60,7 +60,7 @@ def run(folder: Path, parrot: Parrot, **more):
 def test_the_same_run_gives_the_same_file(tmp_path, workers):
     first = run(tmp_path / "a", Parrot(), workers=1)
     second = run(tmp_path / "b", Parrot(), workers=workers)
-    for name in ("samples.jsonl", "summary.json", "run.json"):
+    for name in ("samples.jsonl", "summary.json", "claim.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert first == second
     assert {(cell.task, cell.mean) for cell in first.cells} == {("even", 1.0), ("odd", 1.0)}
@@ -95,10 +95,10 @@ def test_another_run_s_folder_is_refused(tmp_path):
         answer_all(tmp_path / "r", {**SETTINGS, "seed": 1}, questions(), Parrot(), score)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="holds other files: choose another --out"):
+    with pytest.raises(OutputError, match=r"holds other files \(thesis\.txt\): choose another"):
         run(tmp_path / "full", Parrot())
-    (tmp_path / "full" / "run.json").write_text("[]")
-    with pytest.raises(OutputError, match=r"run.json is not a run's record"):
+    (tmp_path / "full" / "claim.json").write_text("[]")
+    with pytest.raises(OutputError, match=r"claim.json is not a run's record"):
         run(tmp_path / "full", Parrot())
 
 

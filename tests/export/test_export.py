@@ -262,7 +262,8 @@ def test_a_run_that_was_moved_and_one_of_train_alone_are_found(
     found = json.loads((moved / "run.json").read_text())
     trained = {"recipe": found["recipe"], "target": TARGET, "tokens": 128, "provenance": {}}
     files.write_json(arm / "train.json", trained)
-    files.write_json(arm / "claim.json", {"model": str(base)})
+    claim = {"endprompt": "train", "format": 1, "settings": {"model": str(base)}}
+    files.write_json(arm / "claim.json", claim)
     done = export(arm, tmp_path / "b")
     assert all(check.passed for check in verify(done.folder).checks)
     assert "Nothing was measured" in (done.folder / "README.md").read_text()

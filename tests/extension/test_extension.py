@@ -233,19 +233,6 @@ def test_rows_too_short_for_their_terminal_are_refused_before_a_job_runs(
     assert not (out / "doctor.json").exists()
 
 
-def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
-    from endprompt.errors import OutputError
-
-    with (
-        run._alone_in(tmp_path),
-        pytest.raises(OutputError, match="another process is writing"),
-        run._alone_in(tmp_path),
-    ):
-        pass
-    with run._alone_in(tmp_path):
-        pass
-
-
 def test_controls_hold_tokens_and_content_equal() -> None:
     method = recipe.load("recall-anchors").resolve(window=8192, target=16384, gpu=False)
     base, untrained, trained, short, bare = run.arms_of(method, controls=True)

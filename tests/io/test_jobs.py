@@ -108,7 +108,7 @@ def test_jobs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     os.mkfifo(recipe)  # reading it holds the job up for ever
     words = ["train", str(recipe), "--model", "m", "--data", "d", "--to", "1k", "--out", "o"]
     program = (
-        "from pathlib import Path\nfrom endprompt import jobs\n"
+        "from pathlib import Path\nfrom endprompt.io import jobs\n"
         f"job = jobs.Job('child', '', {words!r}, Path('never'))\n"
         "jobs.run([job], Path('logs'), at_once=1, threads=1, watch=lambda *_: None, lock=1)\n"
     )

@@ -27,7 +27,8 @@ def extended(tiny: Path, tmp_path: Path) -> Path:
     models.save(network, models.load_tokenizer(str(tiny)), folder / "model", TARGET)
     trained = {"recipe": recipe.model_dump(mode="json"), "target": TARGET, "tokens": 0}
     (folder / "train.json").write_text(json.dumps(trained))
-    (folder / "claim.json").write_text(json.dumps({"model": str(tiny)}))
+    claim = {"endprompt": "train", "format": 1, "settings": {"model": str(tiny)}}
+    (folder / "claim.json").write_text(json.dumps(claim))
     return folder
 
 

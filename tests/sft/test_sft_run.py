@@ -164,8 +164,18 @@ def test_the_record_says_what_was_done(extended: Path, chats: str, tmp_path: Pat
     assert found["sft"]["window"] == TARGET
     assert found["sft"]["data_sha256"]
     assert {"trl", "torch"} <= set(found["versions"])
-    with pytest.raises(OutputError, match="holds a finished run"):
-        tune(extended, chats, tmp_path / "run", steps=1)
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    extended: Path, chats: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tune(extended, chats, tmp_path / "run", steps=1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    monkeypatch.setattr(run.models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert tune(extended, chats, tmp_path / "run", steps=1) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    with pytest.raises(OutputError, match="another settings"):
+        tune(extended, chats, tmp_path / "run", steps=2)
 
 
 def test_a_folder_of_another_run_is_refused(extended: Path, chats: str, tmp_path: Path) -> None:

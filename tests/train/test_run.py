@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState
 
 from endprompt import recipe
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import OutputError, RecipeError, TextError, TrainingError
-from endprompt.io import claims
+from endprompt.io import claims, digests, files
 from endprompt.io.files import sha256_file
-from endprompt.train import run
+from endprompt.train import checkpoints, run
 
 TARGET = 512
+SAVE = "transformers.modeling_utils.safe_save_file"
 SETTINGS: dict[str, Any] = {
     "rows.kinds.1.terminal.recall": {"quotes": 2},
     "rows.tokens": 128,
@@ -75,21 +78,200 @@ def test_interrupted_twice_gives_the_same_weights_bit_for_bit(
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
-def test_checkpoint_cut_short_is_passed_over_for_the_one_before(
+def test_damaged_bytes_in_a_checkpoint_do_not_change_the_resumed_weights(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train(out: str, kill_at: int | None = None) -> run.Trained:
+        def progress(state: dict[str, Any]) -> None:
+            if state["done"] == kill_at:
+                raise Killed
+
+        return run.train(
+            a_recipe(), model=str(tiny), documents=documents, target=TARGET,
+            out=tmp_path / out, progress=progress,
+        )  # fmt: skip
+
+    train("whole")
+    weights = sha256_file(tmp_path / "whole/model/model.safetensors")
+    with pytest.raises(Killed):
+        train("one", 5)
+    shutil.copytree(tmp_path / "one", tmp_path / "all")
+
+    def harm(out: str, step: int) -> None:
+        path = tmp_path / out / f"checkpoints/checkpoint-{step}/model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 255
+        path.write_bytes(data)
+
+    harm("one", 4)
+    assert train("one").resumed_at == [2]
+    assert sha256_file(tmp_path / "one/model/model.safetensors") == weights
+    harm("all", 2)
+    harm("all", 4)
+    assert train("all").resumed_at == []
+    assert "training starts at step 0" in caplog.text
+    assert sha256_file(tmp_path / "all/model/model.safetensors") == weights
+
+
+def test_a_finished_run_is_returned_and_nothing_is_done(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(**more: Any) -> run.Trained:
+        return run.train(
+            a_recipe(**{"training.tokens": 512}), model=str(tiny), documents=documents,
+            target=TARGET, out=tmp_path / "run", **more,
+        )  # fmt: skip
+
+    first = train()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    monkeypatch.setattr(run.models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert train() == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    with pytest.raises(OutputError, match="another documents"):
+        train(fingerprint="other")
+
+
+def test_a_run_refused_for_its_rows_can_be_given_again_as_the_error_says(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"raise rows\.tokens or shorten the cue"):
+        run.train(
+            a_recipe(**{"rows.kinds.1.terminal.recall": {"quotes": 9}}), model=str(tiny),
+            documents=documents, target=TARGET, out=tmp_path / "run",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    run.train(
+        a_recipe(**{"training.tokens": 256}), model=str(tiny), documents=documents,
+        target=TARGET, out=tmp_path / "run",
+    )  # fmt: skip
+
+
+def test_other_weights_at_the_same_path_are_another_run(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny, tmp_path / "base")
+
+    def train(kill_at: int | None) -> run.Trained:
+        def progress(state: dict[str, Any]) -> None:
+            if state["done"] == kill_at:
+                raise Killed
+
+        return run.train(
+            a_recipe(), model=str(base), documents=documents, target=TARGET,
+            out=tmp_path / "run", progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(Killed):
+        train(3)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(OutputError, match="another weights_digest: choose another --out"):
+        train(None)
+
+
+def test_a_folder_with_the_model_or_other_files_is_left_as_it_is(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.bin").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for model, match in ((base, "holds what is read"), (tiny, "holds other files")):
+        with pytest.raises(OutputError, match=match):
+            run.train(
+                a_recipe(), model=str(model), documents=documents, target=TARGET, out=tmp_path
+            )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("torch.save", RuntimeError("[...] . PytorchStreamWriter failed writing file data/3")),
+        ("torch.save", OSError(28, "No space left on device")),
+        (SAVE, RuntimeError("I/O error: No space left on device (os error 28)")),
+        (SAVE, OSError(28, "No space left on device", "x")),
+        ("transformers.trainer.TrainerState.save_to_json", OSError(122, "Disk quota exceeded")),
+        ("endprompt.train.run.models.write", Exception("No space left on device (os error 28)")),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    where: str, error: Exception, tiny: Path, documents: TokenDocuments, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    def train() -> None:
+        run.train(
+            a_recipe(), model=str(tiny), documents=documents, target=TARGET, out=tmp_path / "run"
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, full)
+        with pytest.raises(OutputError, match=r"no space left on the disk .*: free some, run aga"):
+            train()
+    train()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "claim.json", "model", "train.json"]  # fmt: skip
+
+
+def test_a_disk_too_small_is_refused_before_training(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(OutputError, match=r"GiB free, and checkpoints and the model need .* GiB"):
+        run.train(
+            a_recipe(), model=str(tiny), documents=documents, target=TARGET, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for step in (2, 4, 6):
+    def save(step: int) -> Path:
         folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x" * 100)
-        if step < 6:  # the process died before the last one was marked
-            mark = {"sizes": {"model.safetensors": 100}, "resumed_at": []}
-            (folder / "complete.json").write_text(json.dumps(mark))
-    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"x" * 60)
-    assert run.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    assert "checkpoint-6 is not whole" in caplog.text
-    assert "checkpoint-4 is not whole" in caplog.text
-    assert run.last_whole_checkpoint(tmp_path / "none") is None
+        folder.mkdir(exist_ok=True)
+        for name in ("model.safetensors", "optimizer.pt"):
+            (folder / name).write_bytes(b"x" * 100)
+        state = TrainerState(global_step=step)
+        checkpoints.MarkComplete([]).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+        return folder
+
+    def harm(folder: Path, name: str, content: bytes | None) -> None:
+        before = (folder / name).stat()
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+            os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    for name, content in [
+        ("model.safetensors", b"x" * 60),
+        ("model.safetensors", b"x" * 99 + b"y"),
+        ("optimizer.pt", b"y" + b"x" * 99),
+        ("optimizer.pt", None),
+        ("complete.json", None),
+        ("complete.json", b"{}"),
+        ("complete.json", b"[" * 100_000),
+        ("complete.json", b"[3]"),
+    ]:
+        caplog.clear()
+        first, second = save(2), save(10)
+        assert checkpoints.last_whole(tmp_path) == checkpoints.Whole(second, [10])
+        harm(second, name, content)
+        assert checkpoints.last_whole(tmp_path) == checkpoints.Whole(first, [2]), (name, content)
+        assert caplog.messages == ["checkpoint checkpoint-10 is not whole: it is passed over"]
+    mark = (first / "complete.json").read_text()
+    harm(first, "complete.json", mark.replace('"resumed_at": []', '"resumed_at": [1]').encode())
+    caplog.clear()
+    assert checkpoints.last_whole(tmp_path) is None
+    assert "no whole checkpoint is left" in caplog.messages[-1]
+    assert "training starts at step 0" in caplog.messages[-1]
+    caplog.clear()
+    assert checkpoints.last_whole(tmp_path / "none") is None
+    assert not caplog.messages
 
 
 def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
@@ -109,14 +291,15 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
     with pytest.raises(TrainingError, match=r"loss is nan at step 4 \(rows 6 to 7\)"):
         run.train(a_recipe(), model=str(tiny), documents=documents, target=TARGET, out=tmp_path)
     assert not (tmp_path / "model").exists()
-    assert run.last_whole_checkpoint(tmp_path / "checkpoints") is not None
+    assert checkpoints.last_whole(tmp_path / "checkpoints") is not None
 
 
 def test_a_folder_of_another_run_is_refused(
     tiny: Path, documents: TokenDocuments, tmp_path: Path
 ) -> None:
     begun = {"recipe_hash": a_recipe().hash(), "model": str(tiny), "target": TARGET}
-    claims.claim(tmp_path / "claim.json", begun | {"documents": ""})
+    with claims.output(tmp_path, "train") as held:
+        held.claim(begun | digests.of_model(str(tiny)) | {"documents": ""})
     with pytest.raises(OutputError, match="another recipe_hash: choose another --out"):
         run.train(
             a_recipe(**{"training.seed": 1}), model=str(tiny), documents=documents,

@@ -80,6 +80,7 @@ def compare(
 
 
 def run(
+    ctx: typer.Context,
     model: str = typer.Argument(
         ..., help="Checkpoint folder, GGUF file or hub name; with --server, its name there."
     ),
@@ -143,6 +144,7 @@ def run(
     from endprompt.eval.engine import Coder, Reader
     from endprompt.eval.server import Server, ServerError
     from endprompt.eval.texts import long_texts
+    from endprompt.io import claims
 
     wanted = screen.several(tasks)
     for name in wanted:
@@ -153,6 +155,8 @@ def run(
     if not wanted or template not in ("base", "chat"):
         raise EvaluationError("give --tasks, and --template base or chat")
     sizes, places = units.lengths(lengths), screen.depths(depths)
+    reads = [model, tokenizer, text, essays, squad, hotpotqa, longbench, include]
+    held = ctx.with_resource(claims.output(out, "eval run", reads=reads))
     client: Server | None = None
     engine: Engine | None = None
     coder: Coder
@@ -165,6 +169,7 @@ def run(
 
         coder = Coder(load_tokenizer(tokenizer or model))
         answerer = client = Server(server, model, timeout=timeout, tries=tries)
+    asked = _asked(model, server, tokenizer)
     failed = 0
     for name in (name for name in wanted if name != "short"):
         suite = _suite(
@@ -182,7 +187,8 @@ def run(
             datasets=datasets,
             longbench_folder=longbench,
         )
-        settings = {"model": model, "server": server, "suite": suite.name, **suite.settings}
+        held.claim({})
+        settings = {**asked, "suite": suite.name, **suite.settings}
         with screen.bar(name, suite.total) as progress:
             summary = results.answer_all(
                 out / name,
@@ -199,10 +205,12 @@ def run(
         _show(name, summary, sizes)
         failed += summary.failed
     if "short" in wanted:
+        held.claim({})
         _short(
+            ctx,
             engine,
             out / "short",
-            {"model": model, "server": server, "samples": samples, "seed": seed},
+            {**asked, "samples": samples, "seed": seed},
             several=screen.several(short),
             include=include,
             run_code=run_code,
@@ -220,6 +228,17 @@ def run(
             f"{failed} samples got no answer and are not in the scores: "
             "give the same command again to ask for them"
         )
+
+
+def _asked(model: str, server: str | None, tokenizer: str | None) -> dict[str, str | None]:
+    """What decides about every answer: whose they are, by digests, not by a path alone."""
+    from endprompt.io import digests
+    from endprompt.models import embedded
+
+    if server is None:
+        return {"model": model, **digests.of_model(embedded.resolve(model))}
+    sizing = digests.of_model(tokenizer or model)
+    return {"model": model, "server": server, "tokenizer_digest": sizing.get("tokenizer_digest")}
 
 
 def _suite(
@@ -334,6 +353,7 @@ def _table(cells: list[Cell]) -> None:
 
 
 def _short(
+    ctx: typer.Context,
     engine: Engine | None,
     folder: Path,
     settings: dict[str, Any],
@@ -347,13 +367,14 @@ def _short(
 ) -> None:
     """lm-eval's tasks, one file a task; a task that is there is not run again."""
     from endprompt.eval import harness, results
-    from endprompt.io.claims import claim
+    from endprompt.io import claims
     from endprompt.io.files import write_text
 
     settings = {**settings, "suite": "short", "chat": chat}
     if engine is not None:
         settings |= engine.computation.deciding()
-    claim(folder / results.RUN, settings, alone=True)
+    held = ctx.with_resource(claims.output(folder, "eval run"))
+    held.require(settings)
     model: Any = harness.EngineLM(engine) if engine is not None else "local-completions"
     arguments: dict[str, Any] = {}
     if server is not None:
@@ -375,6 +396,7 @@ def _short(
                 unsafe_code=run_code,
                 **arguments,
             )
+            held.claim(settings)
             write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
             write_text(table, "".join(cell.model_dump_json() + "\n" for cell in cells))
         lines = table.read_text(encoding="utf-8").splitlines()

@@ -68,7 +68,9 @@ def export(
             "from HF_TOKEN.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an export that nobody has changed.")
+    ] = False,
 ) -> None:
     """Write a run's checkpoint for Transformers, vLLM, SGLang and llama.cpp.
 

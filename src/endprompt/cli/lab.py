@@ -12,6 +12,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def lab(
+        ctx: typer.Context,
         arms: str = typer.Option(
             "",
             "--arms",
@@ -74,6 +75,7 @@ def register(app: typer.Typer) -> None:
 
         from endprompt import units
         from endprompt.errors import RecipeError, nearest
+        from endprompt.io import claims
         from endprompt.lab import arms as lab_arms
         from endprompt.lab import page as lab_page
         from endprompt.lab.study import FIRST_SEED, State, Study, run
@@ -100,6 +102,7 @@ def register(app: typer.Typer) -> None:
             if steps is None
             else lab_arms.Regime(steps=dict.fromkeys(lab_arms.SCALINGS, steps)),
         )
+        ctx.with_resource(claims.output(out, "lab", reads=_words(arms))).claim({})
         console = Console()
 
         def tell(state: State) -> None:

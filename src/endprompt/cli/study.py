@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from endprompt.io import claims
     from endprompt.study.definition import Scale, Study
     from endprompt.study.numbers import Results
 
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def study(
+        ctx: typer.Context,
         what: list[str] = typer.Argument(
             None,
             metavar="[NAME|FILE]...",
@@ -58,6 +60,7 @@ def register(app: typer.Typer) -> None:
             endprompt study all --scale paper --dry-run
         """
         from endprompt.errors import RecipeError, nearest
+        from endprompt.io import claims
         from endprompt.study import definition
 
         if not what:
@@ -71,10 +74,11 @@ def register(app: typer.Typer) -> None:
         named = definition.names() if what == ["all"] else what
         studies = [definition.load(name) for name in dict.fromkeys(named)]
         folder = out / scale
+        held = ctx.with_resource(claims.output(folder, "study", reads=named))
         if scale == "lab":
-            _laboratory(studies, folder, seeds, workers, budget, dry_run=dry_run)
+            _laboratory(studies, held, seeds, workers, budget, dry_run=dry_run)
         else:
-            _commands(studies, scale, folder, dry_run=dry_run)
+            _commands(studies, scale, held, dry_run=dry_run)
 
 
 def _list() -> None:
@@ -95,7 +99,13 @@ def _list() -> None:
 
 
 def _laboratory(
-    studies: list[Study], folder: Path, seeds: int, workers: int, budget: str, *, dry_run: bool
+    studies: list[Study],
+    held: claims.Output,
+    seeds: int,
+    workers: int,
+    budget: str,
+    *,
+    dry_run: bool,
 ) -> None:
     import os
 
@@ -105,6 +115,7 @@ def _laboratory(
     from endprompt.study.laboratory import Laboratory
     from endprompt.units import seconds
 
+    folder = held.folder
     laboratory = Laboratory(
         studies,
         folder / "runs",
@@ -124,6 +135,7 @@ def _laboratory(
             left = f", about {state.seconds_left / 60:.1f} min left"
         typer.echo(f"[{state.done}/{state.total}] {state.what}{left}")
 
+    held.claim({})
     laboratory.run(
         workers=workers or os.cpu_count() or 1,
         budget_seconds=seconds(budget) if budget else None,
@@ -135,10 +147,12 @@ def _laboratory(
     _report(studies, "lab", folder, laboratory, missing=len(laboratory.todo()), seeds=seeds)
 
 
-def _commands(studies: list[Study], scale: Scale, folder: Path, *, dry_run: bool) -> None:
+def _commands(studies: list[Study], scale: Scale, held: claims.Output, *, dry_run: bool) -> None:
     from endprompt.study.commands import Command, Commands
 
+    folder = held.folder
     commands = Commands(studies, scale, folder)
+    held.claim({})
     if dry_run:
         commands.write_recipes()
         for one in commands.commands():

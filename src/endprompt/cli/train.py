@@ -62,6 +62,7 @@ def register(app: typer.Typer) -> None:
         resolved = chosen.resolve(window=base.window, target=target, gpu=torch.cuda.is_available())
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps
+        before = run.finished(out)
 
         def show(state: dict[str, float]) -> None:
             tell(
@@ -93,8 +94,11 @@ def register(app: typer.Typer) -> None:
             target=target,
             out=out,
             fingerprint=fingerprint,
+            reads=[data],
             report_to=report_to,
             progress=show,
         )
         PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
+        if before is not None:
+            typer.echo(f"{out} holds this run, finished: nothing to do")
         typer.echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")

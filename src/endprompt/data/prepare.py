@@ -8,13 +8,11 @@ memory holds two batches and one part, whatever the size of the sources.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -37,7 +35,8 @@ from endprompt.data.mixture import Cursor, Reading, Weighted, describe, size, to
 from endprompt.data.readers import Document, Item
 from endprompt.data.sources import Meter
 from endprompt.data.tokens import encode_documents
-from endprompt.errors import DataError, OutputError, TextError
+from endprompt.errors import DataError, TextError
+from endprompt.io import claims
 from endprompt.io.files import sha256_file, write_json, writing
 
 PART_TOKENS = 2**24
@@ -107,15 +106,16 @@ def prepare(
         "sources": describe(sources),
         **asdict(options),
     }
-    with _alone_in(folder):
+    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    reads = [name, *(entry.source.spec for entry in sources)]
+    with claims.output(folder, "prepare", reads=reads, ours=_is_ours) as held:
         if force:
             _clear(folder)
         done = _finished(folder, settings, sources)
         if done is not None:
             return done
-        run = _Run(sources, encoder, folder, options, settings, report)
+        run = _Run(sources, encoder, held, options, settings, report)
         tally = run.tokenise()
-        name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         return run.finish(tally, name)
 
 
@@ -126,12 +126,12 @@ class _Run:
         self,
         sources: Sequence[Weighted],
         encoder: Encoder,
-        folder: Path,
+        held: claims.Output,
         options: Options,
         settings: dict[str, Any],
         report: Callable[[Progress], None],
     ) -> None:
-        self.sources, self.encoder, self.folder = sources, encoder, folder
+        self.sources, self.encoder, self.held, self.folder = sources, encoder, held, held.folder
         self.options, self.settings, self.report = options, settings, report
         self.dtype = parts.dtype_for(encoder.vocabulary)
         self.meter = Meter()
@@ -165,15 +165,11 @@ class _Run:
 
     def _begin(self) -> _Tally:
         """The state that the journal describes, its parts checked, or a fresh one."""
-        for partial in self.folder.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
         path = self.folder / JOURNAL
         if not path.exists():
             count = len(self.sources)
             start = Reading(self.sources, [], Meter()).cursor()
-            fresh = _Tally(start, [0] * count, [0] * count, [{} for _ in range(count)])
-            self._write_journal(fresh)
-            return fresh
+            return _Tally(start, [0] * count, [0] * count, [{} for _ in range(count)])
         journal = _read_journal(path)
         _require_same(self.folder, journal["settings"], self.settings)
         told = journal["tally"]
@@ -223,6 +219,7 @@ class _Run:
         for split, waiting in self.waiting.items():
             if not waiting:
                 continue
+            self.held.claim({})  # the settings are the journal's, and the manifest's
             listed = tally.parts.setdefault(split, [])
             name = f"{split}/data-{len(listed):05d}.arrow"
             names, arrays = zip(*waiting, strict=True)
@@ -238,7 +235,8 @@ class _Run:
             listed.append(entry)
             waiting.clear()
         self.waiting_tokens = 0
-        self._write_journal(tally)
+        if tally.parts:
+            self._write_journal(tally)
 
     def _write_journal(self, tally: _Tally) -> None:
         journal = {"settings": self.settings, "tally": asdict(tally)}
@@ -248,13 +246,13 @@ class _Run:
         """Write the files of `datasets`, then the manifest, and drop the journal."""
         if not tally.parts.get(TRAIN):
             reasons = _join_counts(_total(tally.dropped)) or "the sources are empty"
-            (self.folder / JOURNAL).unlink()
+            (self.folder / JOURNAL).unlink(missing_ok=True)
             raise TextError(f"no document left to train on: {reasons}")
         splits = dict(sorted(tally.parts.items(), reverse=True))
         names = {
             split: [Path(part["file"]).name for part in listed] for split, listed in splits.items()
         }
-        small = write_datasets_files(self.folder, names, self.dtype)
+        small = [claims.CLAIM, *write_datasets_files(self.folder, names, self.dtype)]
         encoder = self.encoder
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -326,33 +324,17 @@ def _is_held_out(ids: np.ndarray, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Generator[None]:
-    """Hold the folder against a second process; the hold ends with the process, however it ends.
-
-    Raises OutputError when another process writes there, or the folder holds something else.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(f"cannot use folder {folder}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                f"another process is writing {folder}: wait for it, or choose another --out"
-            ) from error
-        ours = any((folder / name).exists() for name in (MANIFEST, JOURNAL))
-        strangers = [entry.name for entry in folder.iterdir() if entry.suffix != ".partial"]
-        if strangers and not ours:
-            raise OutputError(
-                f"{folder} holds {strangers[0]!r} and no prepared data: choose an empty folder"
-            )
-        yield
-    finally:
-        os.close(handle)
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder without a claim was prepared by a version that wrote none."""
+    if not any((folder / name).is_file() for name in (MANIFEST, JOURNAL)):
+        return False
+    with contextlib.suppress(DataError):
+        if (folder / MANIFEST).is_file():
+            load(folder)
+        else:
+            _read_journal(folder / JOURNAL)
+        return True
+    return False
 
 
 def _finished(
@@ -393,7 +375,7 @@ def _clear(folder: Path) -> None:
     for name in (MANIFEST, JOURNAL, "dataset_dict.json", holdout.FILE):
         (folder / name).unlink(missing_ok=True)
     for split in (TRAIN, HOLDOUT):
-        for pattern in ("data-*.arrow", "dataset_info.json", "state.json"):
+        for pattern in (f"data-{5 * '[0-9]'}.arrow", "dataset_info.json", "state.json"):
             for path in (folder / split).glob(pattern):
                 path.unlink()
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from endprompt.data.manifest import MANIFEST, load
 from endprompt.errors import DataError, DependencyError
-from endprompt.io.files import sha256_file, sha256_of, writing
-from endprompt.models.embedded import cache_folder
+from endprompt.io.files import cache_folder, sha256_file, sha256_of, writing
 
 
 def local(folder: str | Path) -> Path:

@@ -1,12 +1,13 @@
 """Results of a run: one JSONL line a sample, resumable, and a typed summary.
 
-A run's folder holds `run.json` (what was asked), `samples.jsonl` (as samples come in) and
+A run's folder holds `claim.json` (what was asked), `samples.jsonl` (as samples come in) and
 `summary.json`. At the end samples are put in the order in which they were asked, so that the same
 run gives the same file, interrupted or not.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from endprompt import stats
 from endprompt.errors import DataError, EvaluationError
-from endprompt.io.claims import claim
-from endprompt.io.files import sha256_of, write_json, write_text
+from endprompt.io import claims
+from endprompt.io.files import sha256_of, write_json, write_text, writing_errors
 from endprompt.io.provenance import Computation, versions
 
-SAMPLES, SUMMARY, RUN = "samples.jsonl", "summary.json", "run.json"
+SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 
 
 class Question(BaseModel):
@@ -108,6 +109,7 @@ def answer_all(
     score: Callable[[Question, str], dict[str, float]],
     *,
     computation: Computation | None = None,
+    reads: Sequence[str | Path | None] = (),
     workers: int = 1,
     notes: Callable[[], Sequence[str]] = tuple,
     progress: Callable[[int], None] | None = None,
@@ -119,16 +121,39 @@ def answer_all(
     settings    what decides the results, JSON-able. Another run's folder is refused
     computation  of a model here; its precision, device and attention are among the settings
     questions   taken as they are needed, so that long prompts are not all held at once
+    reads       what is read from disk: `folder` may be none of it, and hold none
     workers     questions asked at the same time
     notes       what a reader has to know; called when all questions have been taken
     survives    errors that make a sample failed; any other ends the run, which can be resumed
     progress    called with the number of samples done
 
-    Raises OutputError when the folder holds another run.
+    The folder is claimed once the first question could be made. Raises OutputError when it holds
+    another run, or another process holds it.
     """
     if computation is not None:
         settings = settings | computation.deciding()
-    claim(folder / RUN, settings, alone=True)
+    with claims.output(folder, "eval run", reads=reads) as held, writing_errors(folder):
+        held.require(settings)
+        return _answer_all(
+            held, settings, questions, answerer, score, computation=computation, workers=workers,
+            notes=notes, progress=progress, survives=survives,
+        )  # fmt: skip
+
+
+def _answer_all(
+    held: claims.Output,
+    settings: dict[str, Any],
+    questions: Iterable[Question],
+    answerer: Answerer,
+    score: Callable[[Question, str], dict[str, float]],
+    *,
+    computation: Computation | None,
+    workers: int,
+    notes: Callable[[], Sequence[str]],
+    progress: Callable[[int], None] | None,
+    survives: type[Exception] | tuple[type[Exception], ...],
+) -> Summary:
+    folder = held.folder
     path = folder / SAMPLES
     before = {s.id: s for s in read_samples(path, repair=True) if s.error is None}
     done: dict[str, Sample | None] = {}
@@ -151,6 +176,9 @@ def answer_all(
             error=error,
         )
 
+    questions = iter(questions)
+    first = list(itertools.islice(questions, 1))
+    held.claim(settings)
     with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
         waiting: set[Future[Sample]] = set()
 
@@ -166,7 +194,7 @@ def answer_all(
                 _tell(progress, sum(sample is not None for sample in done.values()))
 
         try:
-            for question in questions:
+            for question in itertools.chain(first, questions):
                 if question.id in done:
                     raise EvaluationError(f"two questions are called {question.id!r}")
                 known = before.get(question.id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from endprompt import __version__
-from endprompt.errors import DataError, ModelError, OutputError, RopeError
+from endprompt.errors import DataError, ModelError, RopeError
 from endprompt.export import card, engines, reference
-from endprompt.io import files
+from endprompt.io import claims, files
 from endprompt.models import checkpoint as models
 from endprompt.models import weights
 from endprompt.recipe import Recipe, build
@@ -63,9 +62,10 @@ def find(run: Path) -> Source:
         inside = folder.joinpath(*Path(found["checkpoint"]).parts[-3:])
         model = inside if inside.is_dir() else Path(found["checkpoint"])
         return Source(model, found["model"]["path"], int(found["target"]), recipe, found)
-    if (folder / "train.json").is_file() and (folder / "claim.json").is_file():
+    claimed = claims.settings_of(folder)
+    if (folder / "train.json").is_file() and claimed is not None:
         trained = json.loads((folder / "train.json").read_text())
-        base = json.loads((folder / "claim.json").read_text())["model"]
+        base = claimed["model"]
         found = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
         found |= {"target": trained["target"], "tokens": trained["tokens"]}
         recipe = build(trained["recipe"], f"the recipe of {folder}")
@@ -90,7 +90,8 @@ def export(
     tokens  length of the text by which the checkpoint can be checked; None: 1,024 past the window
 
     Raises RopeError before anything is written when a wanted engine can't express the scaling,
-    OutputError for a folder that is there already.
+    OutputError for a folder that is there already; with `force`, for one that is not the whole
+    and unchanged export of before.
     """
     source = find(run)
     config = models.scaled_config(source.base, source.recipe, source.target)
@@ -107,29 +108,29 @@ def export(
             )
     served = [engines.serve(name, values, source.target, out.name) for name in names]
     lengths = reference.prompt_lengths(window, source.target, tokens)
-    if out.exists() and not force and any(out.iterdir() if out.is_dir() else [out]):
-        raise OutputError(f"{out} is there already: choose another --out, or give --force")
+    folder = run.parent if run.name == "run.json" else run
+    reads = [folder, source.model, source.base]
+    with claims.product(out, "export", reads=reads, force=force) as partial:
+        tokenizer = models.load_tokenizer(str(source.model))
+        dtype = dtype or models.check(str(source.model), config).precision
+        say(f"reading {lengths[-1]:,} tokens with the model as trained, and with RoPE unscaled")
+        trained = models.load(str(source.model), config)
+        unscaled = models.load(str(source.model), base)
+        probe = reference.probe_tokens(tokenizer, lengths[-1])
+        places = reference.places(trained, unscaled, tokenizer, probe, lengths)
+        del unscaled
 
-    tokenizer = models.load_tokenizer(str(source.model))
-    dtype = dtype or models.check(str(source.model), config).precision
-    say(f"reading {lengths[-1]:,} tokens with the model as trained, and with RoPE unscaled")
-    trained = models.load(str(source.model), config)
-    unscaled = models.load(str(source.model), base)
-    probe = reference.probe_tokens(tokenizer, lengths[-1])
-    places = reference.places(trained, unscaled, tokenizer, probe, lengths)
-    del unscaled
+        say(f"writing {out} in {dtype}")
+        if not weights.fit(trained, dtype):
+            raise ModelError(f"weights of {source.model} are too large for {dtype}: choose another")
+        import torch
 
-    say(f"writing {out} in {dtype}")
-    if not weights.fit(trained, dtype):
-        raise ModelError(f"weights of {source.model} are too large for {dtype}: choose another")
-    staging = out.with_name(f".{out.name}.{os.getpid()}.partial-export")
-    try:
-        models.save(trained, tokenizer, staging, source.target, dtype=dtype)
-        max_positions = _complete(staging, window, dtype)
-        _carry_licence(source.base, staging)
-        for path in staging.glob("*.safetensors"):
+        models.write(trained.to(getattr(torch, dtype)), tokenizer, partial, source.target)
+        max_positions = _complete(partial, window, dtype)
+        _carry_licence(source.base, partial)
+        for path in partial.glob("*.safetensors"):
             # safetensors makes it the owner's alone: a server is often another user
-            path.chmod((staging / "config.json").stat().st_mode)
+            path.chmod((partial / "config.json").stat().st_mode)
         template = getattr(tokenizer, "chat_template", None)
         expected = reference.Reference(
             endprompt=__version__,
@@ -142,18 +143,9 @@ def export(
             tokens=probe,
             places=places,
         )
-        files.write_text(staging / reference.FILE, expected.model_dump_json() + "\n")
+        files.write_text(partial / reference.FILE, expected.model_dump_json() + "\n")
         text = card.write(source.record, source.recipe, window, source.target, out.name, served)
-        files.write_text(staging / "README.md", text)
-        if force:
-            shutil.rmtree(out, ignore_errors=True)
-        elif out.is_dir():
-            out.rmdir()
-        staging.rename(out)
-    except OSError as error:
-        raise files.full_disk(error, out) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        files.write_text(partial / "README.md", text)
     return Exported(out, served, expected)
 
 

@@ -7,13 +7,10 @@ goes on where it was when the same command is given.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +19,9 @@ import yaml
 
 from endprompt import rope
 from endprompt.cost import flops, memory
-from endprompt.errors import OutputError, RecipeError
+from endprompt.errors import DataError, RecipeError
 from endprompt.extension import record
-from endprompt.io import claims, files, jobs, provenance
+from endprompt.io import claims, digests, files, jobs, provenance
 from endprompt.models import embedded, precision
 from endprompt.recipe import Recipe
 
@@ -178,10 +175,11 @@ def run(
 
     Raises an EndPromptError for everything that a user can cause.
     """
-    request.out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(request.out) as lock:
-        began = time.time()
-        plan = make_plan(request, say, watch, lock)
+    model = embedded.resolve(request.model)
+    reads = [model, *request.text]
+    with claims.output(request.out, "extend", reads=reads) as held:
+        began, lock = time.time(), held.lock
+        plan = make_plan(request, model, say, watch, held)
         show(plan)
         _require_disk(request.out, plan)
         for arm in plan.arms:
@@ -206,11 +204,12 @@ def run(
     return found
 
 
-def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Plan:
-    """Resolve model and text, prepare the data, check positions, and count the cost."""
+def make_plan(
+    request: Request, model: str, say: Say, watch: jobs.Watcher, held: claims.Output
+) -> Plan:
+    """Prepare the data, check positions, count the cost; the folder is claimed at the end."""
     from endprompt.models import checkpoint as models
 
-    model = embedded.resolve(request.model)
     config = models.load_config(model)
     family = models.family_of(model, config)
     base, asked = family.base, request.recipe
@@ -228,15 +227,28 @@ def make_plan(request: Request, say: Say, watch: jobs.Watcher, lock: int) -> Pla
             f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
         )
     documents = request.documents or (4 if gpus else 1)
-    _claim(request, model, recipe, lengths, documents)
-
+    settings = {
+        "model": model,
+        **digests.of_model(model),
+        "target": request.target,
+        "text": request.text,
+        "recipe": recipe.model_dump(mode="json"),
+        "lengths": lengths,
+        "documents": documents,
+        "needles": request.needles,
+        "eval_dtype": request.eval_dtype,
+    }
+    held.require(settings)
+    _reserve(held)
     data = request.out / "data"
-    text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say)
+    text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say,
+                    fresh=held.claimed is None)  # fmt: skip
     documents = min(documents, text["holdout_documents"])
     arms = arms_of(recipe, request.controls)
     _rows(request, arms, model)  # what can't be made is said before anything runs
     at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
-    checked = _check(request, model, recipe, threads, watch, lock)
+    checked = _check(request, model, recipe, threads, watch, held.lock)
+    held.claim(settings)
 
     dtype = request.eval_dtype
     if dtype == "fast":  # measured once, so that a run that is resumed has the same
@@ -347,8 +359,13 @@ def _prepare(
     documents: int,
     data: Path,
     say: Say,
+    *,
+    fresh: bool,
 ) -> dict[str, Any]:
-    """Tokenise the text into the run's folder and set held-out text aside."""
+    """Tokenise the text into the run's folder and set held-out text aside.
+
+    fresh  what lies there is of a run that was refused, and may be of other text
+    """
     from endprompt.data import holdout
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
@@ -362,7 +379,13 @@ def _prepare(
         else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
     )
     say(f"text: {name}")
-    prepare([Weighted(open_source(spec)) for spec in specs], tokenizer, data)
+    sources = [Weighted(open_source(spec)) for spec in specs]
+    try:
+        prepare(sources, tokenizer, data)
+    except DataError:
+        if not fresh:
+            raise
+        prepare(sources, tokenizer, data, force=True)  # of a refused run, of other text
     found = open_documents(data, tokenizer=tokenizer)
     if not (data / holdout.FILE).is_file():
         split = holdout.split(
@@ -460,12 +483,7 @@ def _require_disk(out: Path, plan: Plan) -> None:
     waiting = sum(arm.trained and not (out / "arms" / arm.name / "model").exists()
                   for arm in plan.arms)  # fmt: skip
     needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, plan.at_once)
-    free = shutil.disk_usage(out).free
-    if free < needed:
-        raise OutputError(
-            f"the disk of {out} has {free / 2**30:.3g} GiB free, and models and checkpoints need "
-            f"{needed / 2**30:.3g} GiB: free some, or choose another --out"
-        )
+    files.require_room(out, needed, "models and checkpoints")
 
 
 def _jobs(
@@ -482,16 +500,14 @@ def _jobs(
     for arm in arms:
         folder = request.out / "arms" / arm.name
         if arm.trained:
-            folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(
-                folder / "recipe.yaml",
-                yaml.safe_dump(arm.recipe.model_dump(mode="json"), sort_keys=False),
-            )
+            path = request.out / "recipes" / f"{arm.name}.yaml"
+            values = arm.recipe.model_dump(mode="json")
+            files.write_text(path, yaml.safe_dump(values, sort_keys=False))
             found.append(
                 jobs.Job(
                     f"train-{arm.name}",
                     f"train {arm.label}",
-                    ["train", str(folder / "recipe.yaml"), "--model", model, "--data", data,
+                    ["train", str(path), "--model", model, "--data", data,
                      "--to", str(request.target), "--out", str(folder)],
                     folder / "train.json",
                     seconds=costs["train_seconds"],
@@ -545,46 +561,12 @@ def _about_model(
     }
 
 
-def _claim(
-    request: Request, model: str, recipe: Recipe, lengths: list[int], documents: int
-) -> None:
-    """Note what the folder is for; refuse one that holds another run."""
-    settings = {
-        "model": model,
-        "target": request.target,
-        "text": request.text,
-        "recipe": recipe.model_dump(mode="json"),
-        "lengths": lengths,
-        "documents": documents,
-        "needles": request.needles,
-        "eval_dtype": request.eval_dtype,
-    }
-    path = request.out / "extend.json"
-    if not path.is_file():
-        strangers = [p.name for p in request.out.iterdir() if p.name != ".lock"]
-        if strangers:
-            raise OutputError(
-                f"{request.out} holds other files ({', '.join(sorted(strangers)[:3])}): choose "
-                f"an empty folder for --out"
-            )
-    claims.claim(path, settings)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Generator[int]:
-    """One run at a time in a folder; gives the lock's file descriptor."""
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise OutputError(
-            f"another process is writing {folder}: wait for it, or choose another --out"
-        ) from None
-    try:
-        yield lock
-    finally:
-        os.close(lock)
+def _reserve(held: claims.Output) -> None:
+    """Take a folder that is not claimed; what a refused run left for its settings goes."""
+    if held.claimed is None:
+        held.reserve()
+        for name in ("doctor.json", "data/split.json"):
+            (held.folder / name).unlink(missing_ok=True)
 
 
 def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, float]:

@@ -1,38 +1,254 @@
-"""What run a folder belongs to."""
+"""How a command takes the folder that it writes: held, claimed, and never somebody else's.
+
+A folder that a command works in holds `claim.json`: which command it belongs to, and the settings,
+digests of weights and text included, that decide about its result. The claim is written when all
+checks have passed; nothing in a folder is replaced or removed without it. While a command runs,
+the folder itself is locked, so that a lock ends with its process and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from endprompt.errors import OutputError
-from endprompt.io.files import write_json
+from endprompt.io import digests, files
+
+CLAIM = "claim.json"
+FORMAT = 1
+TRIES = 5
+UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+"""What a file system answers that can't lock a folder: then there is no lock."""
 
 
-def claim(path: Path, settings: dict[str, Any], *, alone: bool = False) -> None:
-    """Note in a run's folder what the run is; refuse a folder whose run is another.
+@dataclass
+class Output:
+    """A folder that this process holds.
 
-    alone  a run that begins has to find its folder empty
-
-    Raises OutputError that names the settings which differ.
+    kind     which command it belongs to
+    lock     open file descriptor; children that keep it open keep the hold
+    claimed  settings of the claim that stands in it, None before there is one
     """
-    folder = path.parent
-    if not path.is_file():
-        if alone and folder.is_dir() and any(folder.iterdir()):
-            raise OutputError(f"{folder} holds other files: choose another --out")
-        write_json(path, settings)
+
+    folder: Path
+    kind: str
+    lock: int
+    claimed: dict[str, Any] | None
+
+    def require(self, settings: dict[str, Any]) -> None:
+        """Refuse a folder that was claimed with other settings. Raises OutputError naming them."""
+        now = json.loads(json.dumps(settings))
+        before = self.claimed
+        if before is None:
+            return
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if differing:
+            raise OutputError(
+                f"{self.folder} holds a run with another {', '.join(differing)}: "
+                "choose another --out, or remove the folder"
+            )
+
+    def reserve(self) -> None:
+        """Note whose the folder is, where checks need files in it; any settings may follow."""
+        if self.claimed is None:
+            self._write(None)
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Note what the folder is for, once all checks have passed."""
+        self.require(settings)
+        if self.claimed is None:
+            self._write(settings)
+            self.claimed = json.loads(json.dumps(settings))
+
+    def _write(self, settings: dict[str, Any] | None) -> None:
+        if first_rank():
+            value = {"endprompt": self.kind, "format": FORMAT, "settings": settings}
+            files.write_json(self.folder / CLAIM, value)
+
+
+@contextlib.contextmanager
+def output(
+    folder: Path,
+    kind: str,
+    *,
+    reads: Iterable[str | Path | None] = (),
+    ours: Callable[[Path], bool] = lambda _: False,
+) -> Generator[Output]:
+    """Hold a folder until the block ends; it is made where it is not there.
+
+    kind   which command it belongs to; another's folder is refused
+    reads  what the command reads: paths, and names of other things, which are left alone
+    ours   whether a folder without a claim is the command's all the same
+
+    Leavings of a killed process are removed. A block that ends without a claim leaves no folder
+    that it made. Of several ranks the first one holds the folder for all.
+
+    Raises OutputError where another process holds it, where it is, or holds, something that is
+    read, where it holds other files, and where it can't be written.
+    """
+    require_apart(folder, reads)
+    if not first_rank():
+        yield Output(folder, kind, -1, settings_of(folder))
         return
+    made, lock = _hold(folder)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
-    if not isinstance(before, dict):
-        raise OutputError(f"{path} is not a run's record: choose another --out")
-    now = json.loads(json.dumps(settings))
-    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differing:
+        claim = _read(folder, kind)
+        if claim is None and not ours(folder):
+            _require_empty(folder)
+        if made is None:
+            files.clear_leavings(folder)
+        yield Output(folder, kind, lock, claim and claim["settings"])
+    finally:
+        if made is not None:
+            _remove_empty(folder, made)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def product(
+    folder: Path, kind: str, *, reads: Iterable[str | Path | None] = (), force: bool = False
+) -> Generator[Path]:
+    """Give an empty folder to build in; it becomes `folder` when the block ends well.
+
+    Its claim names every file with its digest.
+
+    force  replace what is there, where it is the whole and unchanged product of this command
+
+    Raises OutputError as `output` does, and for a folder that is not to be replaced.
+    """
+    require_apart(folder, reads)
+    made, lock = _hold(folder)
+    if files.clear_unfinished(folder):
+        os.close(lock)
+        made, lock = _hold(folder)
+    try:
+        _require_replaceable(folder, kind, force=force)
+        with files.building(folder, replace=True) as partial:
+            yield partial
+            _require_replaceable(folder, kind, force=force)
+            value = {"endprompt": kind, "format": FORMAT, "settings": {}}
+            files.write_json(partial / CLAIM, value | {"files": digests.of_folder(partial)})
+    finally:
+        if made is not None:
+            _remove_empty(folder, made)
+        os.close(lock)
+
+
+def _require_replaceable(folder: Path, kind: str, *, force: bool) -> None:
+    """Refuse a folder with anything in it that the claim in it does not name as it is."""
+    claim = _read(folder, kind)
+    if claim is None:
+        _require_empty(folder)
+        return
+    if not force:
+        raise OutputError(f"{folder} is there already: choose another --out, or give --force")
+    now = digests.of_folder(folder)
+    named = claim.get("files")
+    known = named if isinstance(named, dict) else {}
+    other = sorted(name for name in now if name != CLAIM and now[name] != known.get(name))
+    if other:
         raise OutputError(
-            f"{folder} holds a run with another {', '.join(differing)}: "
-            "choose another --out, or remove the folder"
+            f"{folder} holds files that were added or changed ({', '.join(other[:3])}): "
+            "move them away, or choose another --out"
         )
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder was claimed for, None where there is no claim.
+
+    Raises OutputError for a claim that can't be read.
+    """
+    claim = _read(folder)
+    return claim and claim["settings"]
+
+
+def _read(folder: Path, kind: str | None = None) -> dict[str, Any] | None:
+    """The claim in a folder, None where there is none; OutputError for one of another kind."""
+    path = folder / CLAIM
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError, OSError):
+        found = None
+    if isinstance(found, dict) and {"recipe_hash", "model"} <= found.keys():
+        found = {"endprompt": "train", "format": FORMAT, "settings": found}  # before format 1
+    if not isinstance(found, dict) or not isinstance(found.get("settings", 0), dict | None):
+        raise OutputError(f"{path} is not a run's record: choose another --out")
+    if found.get("format") != FORMAT:
+        raise OutputError(f"{path} is of another version of endprompt: choose another --out")
+    if kind is not None and found.get("endprompt") != kind:
+        raise OutputError(
+            f"{folder} belongs to `endprompt {found.get('endprompt')!s:.20}`: choose another --out"
+        )
+    return found
+
+
+def require_apart(folder: Path, reads: Iterable[str | Path | None]) -> None:
+    """Refuse a folder to write that is, or holds, something that is read; links are followed."""
+    out = Path(os.path.realpath(folder))
+    for source in reads:
+        if source is None or not Path(source).exists():
+            continue  # the name of something that lies elsewhere
+        here = Path(os.path.realpath(source))
+        if out == here or out in here.parents:
+            raise OutputError(
+                f"{folder} {'is' if out == here else 'holds'} what is read, {source}: "
+                "choose another --out"
+            )
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes, of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _hold(folder: Path) -> tuple[Path | None, int]:
+    """Make and lock a folder: the topmost folder that was made for it, and the descriptor."""
+    for _ in range(TRIES):
+        absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        made = absent[-1] if absent else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise OutputError(f"cannot use folder {folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                os.close(lock)
+                raise OutputError(
+                    f"another process is writing {folder}: wait for it, or choose another --out"
+                ) from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(lock), folder.stat()):
+                return made, lock
+        os.close(lock)  # its holder has replaced or removed it meanwhile
+    raise OutputError(f"another process is writing {folder}: choose another --out")
+
+
+def _require_empty(folder: Path) -> None:
+    strangers = sorted(
+        path.name for path in folder.iterdir() if not files.PARTIAL.fullmatch(path.name)
+    )
+    if strangers:
+        raise OutputError(
+            f"{folder} holds other files ({', '.join(strangers[:3])}): choose another --out"
+        )
+
+
+def _remove_empty(folder: Path, topmost: Path) -> None:
+    """Remove folders that were made and stayed empty, from `folder` up to `topmost`."""
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == topmost:
+                return

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from endprompt import rope
-from endprompt.errors import OutputError
 from endprompt.io import files
 from endprompt.models import families, weights
 from endprompt.models.checkpoint_files import (
@@ -162,7 +159,8 @@ def save(model: Any, tokenizer: Any, folder: Path, target: int, *, dtype: str = 
 
     dtype  precision of the weights written, to which the model is cast
 
-    Returns the precision written: float32, with a warning, where weights have outgrown float16.
+    A checkpoint that is there is replaced: the caller holds the folder that it is in. Returns the
+    precision written: float32, with a warning, where weights have outgrown float16.
     """
     import torch
 
@@ -170,36 +168,31 @@ def save(model: Any, tokenizer: Any, folder: Path, target: int, *, dtype: str = 
         log.warning("weights have outgrown %s: %s is written in float32", dtype, folder)
         dtype = "float32"
     model.to(getattr(torch, dtype))
-    partial = _partial(folder)
-    model.config.use_cache = True  # the Trainer had switched it off
-    try:
-        model.save_pretrained(partial, max_shard_size="5GB")
-        tokenizer.model_max_length = target
-        tokenizer.save_pretrained(partial)
-        _write_older_layout(partial / "config.json")
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise files.full_disk(error, folder) from error
-        if "No space left" in str(error):
-            raise OutputError(f"no space left on the disk while writing {folder}") from error
-        raise
-    _put_in_place(partial, folder)
+    with files.building(folder, replace=True) as partial:
+        write(model, tokenizer, partial, target)
     return dtype
+
+
+def write(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
+    """Write a checkpoint with its tokenizer and chat template into an empty folder."""
+    model.config.use_cache = True  # the Trainer had switched it off
+    model.save_pretrained(folder, max_shard_size="5GB")
+    tokenizer.model_max_length = target
+    tokenizer.save_pretrained(folder)
+    _write_older_layout(folder / "config.json")
 
 
 def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> None:
     """An untrained checkpoint: new config and tokenizer, the base's weights by link."""
-    partial = _partial(folder)
-    config.save_pretrained(partial)
-    tokenizer.model_max_length = target
-    tokenizer.save_pretrained(partial)
-    _write_older_layout(partial / "config.json")
     source = local_folder(model)
-    for path in [*(match for pattern in WEIGHTS for match in source.glob(pattern)),
-                 *source.glob("generation_config.json")]:  # fmt: skip
-        (partial / path.name).symlink_to(path.resolve())
-    _put_in_place(partial, folder)
+    with files.building(folder, replace=True) as partial:
+        config.save_pretrained(partial)
+        tokenizer.model_max_length = target
+        tokenizer.save_pretrained(partial)
+        _write_older_layout(partial / "config.json")
+        for path in [*(match for pattern in WEIGHTS for match in source.glob(pattern)),
+                     *source.glob("generation_config.json")]:  # fmt: skip
+            (partial / path.name).symlink_to(path.resolve())
 
 
 def _write_older_layout(config_file: Path) -> None:
@@ -207,15 +200,3 @@ def _write_older_layout(config_file: Path) -> None:
     config = json.loads(config_file.read_text())
     config |= families.older_layout(config)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _partial(folder: Path) -> Path:
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

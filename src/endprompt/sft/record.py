@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endprompt.errors import DependencyError, OutputError
+from endprompt.errors import DependencyError
 from endprompt.io import files, provenance
 from endprompt.models import embedded
 from endprompt.sft.settings import Tuning
@@ -27,10 +26,8 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
     start  folder of a finished run, a checkpoint folder, a GGUF file or a hub name
     given  further arguments of `sft.run.tune`
 
-    Raises OutputError for an `out` with a finished run, DependencyError without TRL.
+    Raises DependencyError without TRL.
     """
-    if (out / "run.json").is_file():
-        raise OutputError(f"{out} holds a finished run: choose another --out")
     try:
         import trl  # noqa: F401
     except ImportError as error:
@@ -38,20 +35,21 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
     from endprompt.sft import run
 
     model, carried = _find(start)
-    done = run.tune(model, data, settings, out=out, **given)
-    found = {
-        **provenance.provenance(),
-        **carried,
-        "kind": "sft",
-        "command": shlex.join(["endprompt", *sys.argv[1:]]),
-        "started_from": start,
-        "checkpoint": "model",
-        "arms": [],
-        "sft": done.__dict__,
-    }
-    if os.environ.get("RANK", "0") == "0":
-        files.write_json(out / "run.json", found)
-    return done
+
+    def record(done: Tuned) -> None:
+        found = {
+            **provenance.provenance(),
+            **carried,
+            "kind": "sft",
+            "command": shlex.join(["endprompt", *sys.argv[1:]]),
+            "started_from": start,
+            "checkpoint": "model",
+            "arms": [],
+            "sft": done.__dict__,
+        }
+        files.write_json(out / run.RESULT, found)
+
+    return run.tune(model, data, settings, out=out, reads=[start], record=record, **given)
 
 
 def _find(start: str) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ start again at 0, and a check on the loaded model shows that none of them sees a
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -23,15 +24,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from endprompt import rope
 from endprompt.errors import RecipeError, TrainingError
-from endprompt.io import claims, files, provenance
+from endprompt.io import claims, digests, files, provenance
 from endprompt.models import checkpoint as models
 from endprompt.recipe import Training
 from endprompt.sft import examples
 from endprompt.sft.settings import Tuning
-from endprompt.train import adapters
-from endprompt.train.run import COMPLETE, MarkComplete, last_whole_checkpoint
+from endprompt.train import adapters, checkpoints
 
 Progress = Callable[[dict[str, Any]], None]
+RESULT = "run.json"
 SEEN = 1e-3
 """Share of the logits' spread by which a packed row may differ from the same row alone."""
 
@@ -69,6 +70,8 @@ def tune(
     settings: Tuning,
     *,
     out: Path,
+    reads: Sequence[str | Path] = (),
+    record: Callable[[Tuned], None] = lambda _: None,
     split: str = "train",
     report_to: str = "none",
     progress: Progress | None = None,
@@ -78,12 +81,46 @@ def tune(
 
     model     checkpoint folder or hub name, with its scaling in its config
     data      what `examples.read` reads; `split` of hub data sets
+    reads     what `out` may not be, and not hold, beside model and data
+    record    writes `run.json`, once the model is there; what it holds under "sft" is Tuned
     progress  called at every step with done, total, loss, seconds
 
-    A killed run goes on from its last whole checkpoint. Raises DataError for rows that can't be
-    learnt, OutputError for an `out` of another run, TrainingError when the loss is not finite or
+    A killed run goes on from its last whole checkpoint; a finished one is returned as it is.
+    Raises DataError for rows that can't be learnt, OutputError for an `out` of another run, one
+    that another process holds, and a full disk, TrainingError when the loss is not finite or
     packed rows would see each other.
     """
+    with (
+        claims.output(out, "sft", reads=[model, *data, *reads]) as held,
+        files.writing_errors(out),
+    ):
+        return _tune(
+            model, data, settings, held=held, record=record, split=split, report_to=report_to,
+            progress=progress, say=say,
+        )  # fmt: skip
+
+
+def finished(out: Path) -> Tuned | None:
+    """What a finished run left in its folder, None before its end."""
+    if not (out / RESULT).is_file():
+        return None
+    return Tuned(**json.loads((out / RESULT).read_text())["sft"])
+
+
+def _tune(
+    model: str,
+    data: Sequence[str],
+    settings: Tuning,
+    *,
+    held: claims.Output,
+    record: Callable[[Tuned], None],
+    split: str,
+    report_to: str,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> Tuned:
+    """Check everything, claim the folder, train and save."""
+    out = held.folder
     config, tokenizer = models.load_config(model), models.load_tokenizer(model)
     window = rope.window_of(config, tokenizer)
     longest = min(settings.max_tokens or window, window)
@@ -96,8 +133,12 @@ def tune(
     say(f"{kept}{left_out}")
     fingerprint = found.fingerprint()
     chosen = files.sha256_of(settings.model_dump(mode="json"))
-    claimed = {"settings": chosen, "model": model, "data": fingerprint}
-    claims.claim(out / "claim.json", claimed, alone=True)
+    asked = {"settings": chosen, "model": model, **digests.of_model(model), "data": fingerprint}
+    held.require(asked)
+    before_this = finished(out)
+    if before_this is not None:
+        say(f"{out} holds this run, finished: nothing to do")
+        return before_this
 
     before = _window_settings(config)
     precision = models.check(model, config).precision
@@ -111,25 +152,24 @@ def tune(
             trains=settings.trains, lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha
         ),
     )
-    checkpoint = last_whole_checkpoint(out / "checkpoints")
-    resumed: list[int] = []
+    arguments = _arguments(settings, out, longest, report_to)
+    steps = settings.steps or math.ceil(len(found.rows) * settings.epochs / settings.rows_per_step)
+    checkpoints.require_room(out, network, steps=steps, save_steps=settings.save_steps)
+    held.claim(asked)
+    checkpoint = checkpoints.last_whole(out / "checkpoints")
+    resumed = checkpoint.resumed_at if checkpoint else []
     if checkpoint:
-        resumed += json.loads((checkpoint / COMPLETE).read_text())["resumed_at"]
-        resumed.append(int(checkpoint.name.rpartition("-")[2]))
         say(f"going on behind step {resumed[-1]}")
     trainer = _Trainer(
         model=network,
-        args=_arguments(settings, out, longest, report_to),
+        args=arguments,
         train_dataset=_dataset(found),
         processing_class=tokenizer,
-        callbacks=[MarkComplete(resumed), _Report(progress)],
+        callbacks=[checkpoints.MarkComplete(resumed), _Report(progress)],
     )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        raise files.full_disk(error, out) from error
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     done = Tuned(
         settings=settings.model_dump(mode="json"),
@@ -160,6 +200,7 @@ def tune(
         after = _window_settings(models.load_config(str(out / "model")))
         if after != before:
             raise TrainingError(f"{out / 'model'} lost its window: {after} instead of {before}")
+        record(done)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
 
@@ -282,7 +323,7 @@ def _arguments(settings: Tuning, out: Path, longest: int, report_to: str) -> SFT
         data_seed=settings.seed,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=checkpoints.KEPT,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=report_to,

@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from endprompt.cost import flops, memory
 from endprompt.cost.memory import TOKENS_AT_ONCE
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
-from endprompt.errors import OutputError, TrainingError
-from endprompt.io import claims, files, provenance
+from endprompt.errors import TrainingError
+from endprompt.io import claims, digests, files, provenance
 from endprompt.models import checkpoint as models
 from endprompt.recipe import Recipe
 from endprompt.train import (
@@ -39,13 +37,14 @@ from endprompt.train import (
     adapters,
     attention,
     calibration,
+    checkpoints,
     context_parallel,
     position_check,
 )
 from endprompt.train.loss import aligned, aligned_loss
 
 Progress = Callable[[dict[str, Any]], None]
-COMPLETE = "complete.json"
+RESULT = "train.json"
 SPIKE, SPIKE_STEPS = 2.0, 8
 """A loss so many times the median of the steps before it is reported, once there are enough."""
 log = logging.getLogger(__name__)
@@ -82,6 +81,7 @@ def train(
     target: int,
     out: Path,
     fingerprint: str = "",
+    reads: Sequence[str | Path] = (),
     report_to: str = "none",
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -91,24 +91,60 @@ def train(
     recipe       amounts resolved (`Recipe.resolve`)
     documents    tokenised documents
     fingerprint  of the documents; a run that was begun with others is refused
+    reads        folders that the documents and the recipe come from: `out` may not hold them
+    reads        folders of the documents: `out` may be none of them, and hold none
     progress     called at every step with done, total, loss, prefix_loss, terminal_loss
     callbacks    more of Transformers' own, to watch the model as it learns
 
-    Raises ProbeError before training when the model would not see the far distances,
-    TrainingError when the loss is no longer finite or rows are to be cut among ranks and can't be,
-    OutputError for an `out` of another run.
+    A run that is finished is returned as it is. Raises ProbeError before training when the model
+    would not see the far distances, TrainingError when the loss is no longer finite or rows are to
+    be cut among ranks and can't be, OutputError for an `out` of another run, one that another
+    process holds, and a full disk.
     """
     context_parallel.require_cuttable(recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    claims.claim(
-        out / "claim.json",
-        {
+    with claims.output(out, "train", reads=[model, *reads]) as held, files.writing_errors(out):
+        models.load_config(model)  # of a hub's model, its commit is known from here on
+        settings = {
             "recipe_hash": recipe.hash(),
             "model": model,
+            **digests.of_model(model),
             "target": target,
             "documents": fingerprint,
-        },
-    )
+        }
+        held.require(settings)
+        return finished(out) or _train(
+            recipe,
+            model=model,
+            documents=documents,
+            target=target,
+            out=out,
+            claim=lambda: held.claim(settings),
+            report_to=report_to,
+            progress=progress,
+            callbacks=callbacks,
+        )
+
+
+def finished(out: Path) -> Trained | None:
+    """What a finished training left in its folder, None before its end."""
+    if not (out / RESULT).is_file():
+        return None
+    return Trained(**json.loads((out / RESULT).read_text()))
+
+
+def _train(
+    recipe: Recipe,
+    *,
+    model: str,
+    documents: Documents,
+    target: int,
+    out: Path,
+    claim: Callable[[], None],
+    report_to: str,
+    progress: Progress | None,
+    callbacks: Sequence[TrainerCallback],
+) -> Trained:
+    """Check everything, claim the folder, train and save."""
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
     base_config = models.load_config(model)
@@ -147,33 +183,24 @@ def train(
     if training.prefix_loss == "base":
         dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
         teacher = models.load(model, base_config, dtype=dtype)
-    checkpoint = last_whole_checkpoint(out / "checkpoints")
-    resumed: list[int] = []
-    if checkpoint:
-        resumed += json.loads((checkpoint / COMPLETE).read_text())["resumed_at"]
-        resumed.append(int(checkpoint.name.rpartition("-")[2]))
+    checkpoints.require_room(out, network, steps=amounts.steps, save_steps=amounts.save_steps)
+    claim()
+    checkpoint = checkpoints.last_whole(out / "checkpoints")
+    resumed = checkpoint.resumed_at if checkpoint else []
     with _tensorboard_in(out / "tensorboard"):
         trainer = RowTrainer(
             model=network,
             args=_arguments(recipe, out, report_to, batches),
             train_dataset=rows,
             data_collator=collate,
-            callbacks=[MarkComplete(resumed), _Report(progress), *callbacks],
+            callbacks=[checkpoints.MarkComplete(resumed), _Report(progress), *callbacks],
             teacher=teacher,
             row_tokens=amounts.row_tokens,
             row_flops=flops.row(recipe, flops.read(config), False).total,
         )
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
-        raise files.full_disk(error, out) from error
-    except RuntimeError as error:  # what torch and safetensors raise for a full disk
-        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
-            raise OutputError(
-                f"no space left on the disk while writing {out}: free some and run again"
-            ) from error
-        raise
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     except ValueError as error:
         if "DeepSpeed config values" not in str(error):
             raise
@@ -211,7 +238,7 @@ def train(
         done.saved_precision = models.save(
             whole, tokenizer, out / "model", target, dtype=done.saved_precision
         )
-        files.write_json(out / "train.json", done.__dict__)
+        files.write_json(out / RESULT, done.__dict__)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
 
@@ -384,26 +411,6 @@ def _memory_gib() -> float:
     return provenance.peak_memory_bytes() / 2**30
 
 
-class MarkComplete(TrainerCallback):
-    """A checkpoint counts only when this mark, written last, agrees with its files."""
-
-    def __init__(self, resumed_at: list[int]) -> None:
-        self._resumed_at = resumed_at
-
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        PartialState().wait_for_everyone()  # each rank writes files of its own
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        sizes = {
-            str(path.relative_to(folder)): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        mark = {"sizes": sizes, "resumed_at": self._resumed_at}
-        files.write_json(folder / COMPLETE, mark)
-
-
 class _Report(TrainerCallback):
     """Tell the caller about every step."""
 
@@ -414,27 +421,6 @@ class _Report(TrainerCallback):
         logs = given.get("logs") or {}
         if self._progress and "seconds" in logs:
             self._progress({"done": state.global_step, "total": state.max_steps, **logs})
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint all of whose files are there at the size they were written with.
-
-    One that was cut short is passed over with a warning, for the one before it.
-    """
-    found = sorted(
-        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-        reverse=True,
-    )
-    for checkpoint in found:
-        try:
-            sizes = json.loads((checkpoint / COMPLETE).read_text())["sizes"]
-            if all((checkpoint / name).stat().st_size == size for name, size in sizes.items()):
-                return checkpoint
-        except (OSError, ValueError, KeyError):
-            pass
-        log.warning("checkpoint %s is not whole: the one before it is used", checkpoint.name)
-    return None
 
 
 def _tokens_at_once(recipe: Recipe, decoder: flops.Decoder) -> int:
@@ -468,7 +454,7 @@ def _arguments(
         data_seed=training.seed,
         save_strategy="steps",
         save_steps=amounts.save_steps,
-        save_total_limit=2,
+        save_total_limit=checkpoints.KEPT,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=report_to,
