@@ -178,7 +178,7 @@ def test_compare_refuses_what_has_nothing_in_common(tmp_path):
     with pytest.raises(DataError, match="share no sample"):
         compare(tmp_path / "a", tmp_path / "b")
     (tmp_path / "c.json").write_text(json.dumps({"a": 1}))
-    with pytest.raises(DataError, match="is no window check and no run"):
+    with pytest.raises(DataError, match="lacks lengths: evaluate again"):
         compare(tmp_path / "a", tmp_path / "c.json")
     with pytest.raises(DataError, match="no results at"):
         compare(tmp_path / "a", tmp_path / "absent")

@@ -18,8 +18,8 @@ from endprompt.cli.app import run as command
 from endprompt.errors import DataError, OutputError, RecipeError, RopeError
 from endprompt.export import card, engines
 from endprompt.export.checkpoint import export
-from endprompt.export.reference import FILE, logits_at, prompt_lengths, read
-from endprompt.export.verify import verify
+from endprompt.export.reference import FILE, Place, Reference, logits_at, prompt_lengths, read
+from endprompt.export.verify import scaling_kept, verify
 from endprompt.io import files
 from endprompt.models import checkpoint as models
 from finished_run import TARGET, make_run
@@ -233,7 +233,7 @@ def test_mistakes_are_one_line(run: Path, exported: Path, tmp_path: Path) -> Non
         export(run, tmp_path / "a", tokens=100)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / FILE).write_text("{}")
-    with pytest.raises(DataError, match="is broken"):
+    with pytest.raises(DataError, match="lacks endprompt: export again"):
         verify(tmp_path)
 
 
@@ -261,6 +261,7 @@ def test_a_run_that_was_moved_and_one_of_train_alone_are_found(
     arm = moved / "arms" / "endprompt"
     found = json.loads((moved / "run.json").read_text())
     trained = {"recipe": found["recipe"], "target": TARGET, "tokens": 128, "provenance": {}}
+    trained |= {"flops": 1.0, "seconds": 1.0, "peak_memory_bytes": 1, "curve": [], "resumed_at": []}
     files.write_json(arm / "train.json", trained)
     claim = {"endprompt": "train", "format": 1, "settings": {"model": str(base)}}
     files.write_json(arm / "claim.json", claim)
@@ -321,10 +322,42 @@ def test_a_server_is_held_against_the_reference(
     Answers.layout = layout
     words = ["export", "verify", str(exported), "--url", server]
     assert command(words) == 0
-    assert capsys.readouterr().out.count("ok  ") == 2
+    assert capsys.readouterr().out.count("ok  ") == 3
     Answers.model = models.load(str(exported), models.load_config(str(base)))  # scaling lost
     assert command(words) == 1
-    assert "FAIL  log-probabilities past the old window" in capsys.readouterr().out
+    assert "FAIL  RoPE is scaled" in capsys.readouterr().out
+
+
+def a_reference(lost: float) -> Reference:
+    """Four places, two past the window of 100, where unscaled RoPE differs by `lost` nats."""
+    places = [
+        Place(length=n, ids=[1, 2], texts=["a", "b"], logprobs=[-1.0, -2.0],
+              unscaled=[-1.0 - lost, -2.0 + lost])
+        for n in (50, 90, 150, 190)
+    ]  # fmt: skip
+    return Reference(
+        endprompt="0", window=100, target=200, dtype="float32", rope_parameters={},
+        max_position_embeddings=200, chat_template_sha256=None, tokens=[0] * 200, places=places,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", [0.05, 0.91, 4.3])
+def test_a_lost_scaling_is_seen_through_a_server_whatever_its_size(lost: float) -> None:
+    expected = a_reference(lost)
+    unscaled = [dict(zip(one.ids, one.unscaled, strict=True)) for one in expected.places]
+    assert not scaling_kept(expected, unscaled).passed
+    as_vllm = [{t: p + 4e-5 for t, p in zip(one.ids, one.logprobs, strict=True)}
+               for one in expected.places]  # fmt: skip
+    assert scaling_kept(expected, as_vllm).passed
+
+
+def test_a_check_that_cannot_tell_says_so() -> None:
+    expected = a_reference(0.01)
+    same = [dict(zip(one.ids, one.logprobs, strict=True)) for one in expected.places]
+    found = scaling_kept(expected, same)
+    assert not found.passed
+    assert "can't tell: RoPE left unscaled would differ by 0.01 nats only" in found.detail
+    assert "can't tell" in scaling_kept(expected, [{}] * 4).detail
 
 
 def test_a_server_without_log_probabilities_or_without_answer_is_one_line(

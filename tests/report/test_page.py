@@ -222,11 +222,11 @@ def test_a_folder_without_a_record_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no run\.json"):
         read(tmp_path)
     file = tmp_path / "run.json"
-    for text, match in (("{", "not JSON"), ("{}", "no arms"), ('{"arms":[]}', None)):
+    for text, match in (("{", "is not whole JSON"), ("{}", "lacks arms"), ('{"arms":[]}', None)):
         file.write_text(text)
         if match:
             with pytest.raises(DataError, match=match):
                 read(tmp_path)
     file.write_text('{"arms": [], "schema_version": 99}')
-    with pytest.raises(DataError, match="schema 99"):
+    with pytest.raises(DataError, match="schema_version 99"):
         read(tmp_path)

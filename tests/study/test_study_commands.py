@@ -106,7 +106,8 @@ def test_cost_is_read_from_the_training_s_record(tmp_path: Path) -> None:
     made, arm = Commands([study], "paper", tmp_path), study.arms["full"]
     run_folder = tmp_path / "runs" / made.folder(arm)
     run_folder.mkdir(parents=True)
-    record = {"seconds": 20.0, "flops": 4e3, "tokens": 10, "peak_memory_bytes": 5e9, "recipe": {}}
+    record = {"seconds": 20.0, "flops": 4e3, "tokens": 10, "peak_memory_bytes": 5 * 10**9}
+    record |= {"recipe": {}, "target": 64, "curve": [], "resumed_at": []}
     (run_folder / "train.json").write_text(json.dumps(record))
     read = [float(made.values(study, arm, one)["target"][0][0][0]) for one in study.measures]
     assert read == [2.0, 400.0, 5.0]

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from endprompt.chat.conversation import Conversation
 from endprompt.errors import EndPromptError, EvaluationError
+from endprompt.io import records
 
 ADDRESS = "127.0.0.1"
 LARGEST_BODY = 2**26
@@ -184,12 +185,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Type") != "application/json":
             self._reply(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send application/json"})
             return None
-        if not length.isdecimal() or int(length) > LARGEST_BODY:
+        digits = len(str(LARGEST_BODY))
+        if not (length.isascii() and length.isdecimal()) or len(length) > digits:
+            length = str(LARGEST_BODY + 1)  # more digits than int() takes, or no number at all
+        if int(length) > LARGEST_BODY:
             said = {"error": f"send at most {LARGEST_BODY:,} bytes, and say how many"}
             self._reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said)
             return None
         try:
-            found = json.loads(self.rfile.read(int(length)))
+            found = records.parse(self.rfile.read(int(length)))
         except ValueError:
             found = None
         self.close_connection = False

@@ -12,34 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt.data import remote
 from endprompt.data.prepared import open_documents
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import TextError
-from endprompt.io import files
+from endprompt.io import files, records
+from endprompt.record import Piece, Split
 
 FILE = "split.json"
-
-
-class Piece(BaseModel):
-    """Tokens start .. stop-1 of a document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    document: int
-    start: int
-    stop: int
-
-
-class Split(BaseModel):
-    """What training reads, and texts for the evaluation, each joined from its pieces."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    train: list[Piece]
-    held_out: list[list[Piece]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int
 
 def save(folder: Path, found: Split) -> None:
     """Write the split beside prepared documents."""
-    files.write_json(folder / FILE, found.model_dump())
+    files.write_json(folder / FILE, found.plain())
 
 
 def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, str]:
@@ -134,9 +115,7 @@ def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, 
     if not (folder / FILE).is_file():
         return documents, documents.fingerprint
     found = _load(folder)
-    return View(documents, found.train), files.sha256_of(
-        [documents.fingerprint, found.model_dump()]
-    )
+    return View(documents, found.train), files.sha256_of([documents.fingerprint, found.plain()])
 
 
 def held_out_texts(folder: str | Path) -> list[np.ndarray]:
@@ -154,7 +133,7 @@ def held_out_texts(folder: str | Path) -> list[np.ndarray]:
 
 
 def _load(folder: Path) -> Split:
-    return Split.model_validate_json((folder / FILE).read_text())
+    return records.read(folder / FILE, Split)
 
 
 def _hash(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from endprompt import stats
 from endprompt.errors import DataError
 from endprompt.eval.results import SAMPLES, read_samples
+from endprompt.io import records
+from endprompt.record import Window
 
 Values = dict[tuple[str, int, str], dict[str, float]]
 """Values by (task, length, metric), each with the name of what was asked."""
@@ -100,13 +101,7 @@ def read_values(path: Path) -> Values:
             for metric, value in sample.scores.items():
                 values.setdefault((sample.task, sample.length, metric), {})[name] = value
         return values
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not {"texts", *WINDOW_METRICS} <= content.keys():
-        raise DataError(f"{file} is no window check and no run: give a run's folder")
-    return _of_window(content)
+    return _of_window(records.read(file, Window).plain())
 
 
 def _of_window(content: Mapping[str, Any]) -> Values:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import DataError, DependencyError, EvaluationError, nearest
+from endprompt.io import records
 
 Category = Literal[
     "single-document QA",
@@ -171,7 +171,7 @@ def read_rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = records.parse(line)
         except ValueError as error:
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         absent = [field for field in fields if not isinstance(row, dict) or field not in row]

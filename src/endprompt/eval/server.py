@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from endprompt.errors import EvaluationError
+from endprompt.io import records
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 HOPELESS = frozenset({401, 403, 404, 405})
@@ -134,7 +135,7 @@ class Server:
         except Exception as error:  # a broken status line, an early end
             raise _Nonsense(f"broken HTTP ({type(error).__name__})") from error
         try:
-            choice = json.loads(raw)["choices"][0]
+            choice = records.parse(raw)["choices"][0]
             text = choice["message"]["content"] if self.chat else choice["text"]
         except (ValueError, LookupError, TypeError) as error:
             raise _Nonsense(f"not a completion: {raw[:60]!r}") from error

@@ -13,10 +13,11 @@ from typing import Any
 from endprompt import __version__
 from endprompt.errors import DataError, ModelError, RopeError
 from endprompt.export import card, engines, reference
-from endprompt.io import claims, files
+from endprompt.io import claims, files, records
 from endprompt.models import checkpoint as models
 from endprompt.models import weights
 from endprompt.recipe import Recipe, build
+from endprompt.record import Training
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -64,7 +65,7 @@ def find(run: Path) -> Source:
         return Source(model, found["model"]["path"], int(found["target"]), recipe, found)
     claimed = claims.settings_of(folder)
     if (folder / "train.json").is_file() and claimed is not None:
-        trained = json.loads((folder / "train.json").read_text())
+        trained = records.read(folder / "train.json", Training).plain()
         base = claimed["model"]
         found = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
         found |= {"target": trained["target"], "tokens": trained["tokens"]}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import DataError, RecipeError
+from endprompt.io import records
+from endprompt.record import Record
 
 FILE = "endprompt.json"
 LIKELIEST = 5
@@ -42,8 +44,10 @@ class Place(Settings):
     unscaled: list[float]
 
 
-class Reference(Settings):
+class Reference(Record):
     """What an exported checkpoint has to reproduce; written beside it as endprompt.json."""
+
+    remedy: ClassVar[str] = "export again"
 
     endprompt: str
     window: int
@@ -70,13 +74,7 @@ def read(folder: Path) -> Reference:
     file = folder / FILE
     if not file.is_file():
         raise DataError(f"no {FILE} in {folder}: give a folder that `endprompt export` wrote")
-    try:
-        return Reference.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{file} is broken ({'.'.join(map(str, first['loc']))}: {first['msg']}): export again"
-        ) from None
+    return records.read(file, Reference)
 
 
 def prompt_lengths(window: int, target: int, tokens: int | None) -> list[int]:

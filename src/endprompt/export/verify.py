@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from endprompt.errors import EvaluationError
 from endprompt.export.checkpoint import sha256
 from endprompt.export.reference import Place, Reference, logits_at, read
@@ -21,6 +23,11 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 1.0, "float16": 0.05}
 difference that `benchmarks/export_tolerance.py` met at 192 places."""
 SERVER_TOLERANCE = 1.0
 """The same for a server, whose weights, kernels and cache have dtypes of their own: as for bf16."""
+SERVER_SHARE = 0.25
+"""A server may differ by this share of what RoPE left unscaled would differ by, root mean square
+over all tokens asked: a lost scaling differs by all of it, vLLM in float32 by 4e-5 nats."""
+TELLING = 0.02
+"""Nats: where RoPE left unscaled would differ by less, a lost scaling can't be seen."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> 
             "return_tokens_as_token_ids": True,  # vLLM: names are unambiguous then
         }
         given.append(_by_id(_post(f"{url.rstrip('/')}/completions", asked, timeout), place))
-    checks = list(compared(expected, given, SERVER_TOLERANCE))
+    checks = [*compared(expected, given, SERVER_TOLERANCE), scaling_kept(expected, given)]
     return Verified(checks, side_by_side(expected, given))
 
 
@@ -128,6 +135,33 @@ def compared(
         if missing:
             detail = f"the likeliest token at {missing:,} tokens is not among those given"
         yield Check(f"log-probabilities {name}", not missing and worst <= tolerance, detail)
+
+
+def scaling_kept(expected: Reference, given: list[dict[int, float]]) -> Check:
+    """Whether what a server gave past the old window is the trained model's, not an unscaled one's.
+
+    given  for each place, log-probabilities by token id
+    """
+    pairs = [
+        (found[token] - trained, unscaled - trained)
+        for place, found in zip(expected.places, given, strict=True)
+        if place.length > expected.window
+        for token, trained, unscaled in zip(place.ids, place.logprobs, place.unscaled, strict=True)
+        if token in found
+    ]
+    name = "RoPE is scaled"
+    if not pairs:
+        return Check(name, False, "can't tell: no token past the old window was compared")
+    here, lost = (float(np.sqrt(np.mean(np.square(column)))) for column in zip(*pairs, strict=True))
+    if lost < TELLING:
+        return Check(
+            name,
+            False,
+            f"can't tell: RoPE left unscaled would differ by {lost:.2g} nats only; export again "
+            "with --tokens further past the old window",
+        )
+    detail = f"differs by {here:.2g} nats root mean square, RoPE left unscaled by {lost:.2g}"
+    return Check(name, here <= SERVER_SHARE * lost, f"{detail}, allowed {SERVER_SHARE * lost:.2g}")
 
 
 def side_by_side(expected: Reference, given: list[dict[int, float]]) -> list[Predicted]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endprompt import distances, stats
+from endprompt import record as files_of
+from endprompt.io import records
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,21 +29,21 @@ def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str,
         "curve": [],
     }
     if recipe.trained:
-        trained = json.loads((folder / "train.json").read_text())
-        found |= {
-            key: trained[key]
-            for key in (
-                "tokens",
-                "seconds",
-                "curve",
-                "resumed_at",
-                "computation",
-                "saved_precision",
-            )
-        }
-        found["flops"] = trained["flops"]
-        found["peak_memory_gib"] = round(trained["peak_memory_bytes"] / 2**30, 2)
-    found["evaluation"] = evaluation(json.loads((folder / "window.json").read_text()))
+        trained = records.read(folder / "train.json", files_of.Training)
+        kept = (
+            "tokens",
+            "seconds",
+            "curve",
+            "resumed_at",
+            "flops",
+            "computation",
+            "saved_precision",
+        )
+        found |= {key: getattr(trained, key) for key in kept}
+        found["peak_memory_gib"] = round(trained.peak_memory_bytes / 2**30, 2)
+    found["evaluation"] = evaluation(
+        records.read(folder / "window.json", files_of.Window).model_dump()
+    )
     return found
 
 

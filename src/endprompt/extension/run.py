@@ -7,7 +7,6 @@ goes on where it was when the same command is given.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +20,10 @@ from endprompt import rope
 from endprompt.cost import flops, memory
 from endprompt.errors import DataError, RecipeError
 from endprompt.extension import record
-from endprompt.io import claims, digests, files, jobs, provenance
+from endprompt.io import claims, digests, files, jobs, provenance, records
 from endprompt.models import embedded, precision
 from endprompt.recipe import Recipe
+from endprompt.record import Checks, Timings
 
 if TYPE_CHECKING:
     from endprompt.data.rows import Row
@@ -423,7 +423,7 @@ def _check(
         seconds=30,
     )
     jobs.run([job], request.out / "jobs", at_once=1, threads=threads, watch=watch, lock=lock)
-    return json.loads(result.read_text())
+    return records.read(result, Checks).plain()
 
 
 def _costs(
@@ -572,7 +572,7 @@ def _reserve(held: claims.Output) -> None:
 def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, float]:
     """Seconds of each job and of all, kept across runs that were interrupted."""
     path = out / "timings.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before: dict[str, float] = records.read(path, Timings).plain() if path.is_file() else {}
     found = before | {key: round(value, 1) for key, value in seconds.items()}
     found["total"] = (
         round(before.get("total", 0.0) + total, 1) if seconds else before.get("total", 0.0)

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+from endprompt.record import SCHEMA_VERSION
+
 PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy")
 
 

@@ -9,7 +9,6 @@ that results do not depend on what runs beside them.
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import multiprocessing
 import os
 import tempfile
@@ -21,12 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from endprompt.io import files, provenance
+from endprompt.io import files, provenance, records
 from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
 from endprompt.lab.arms import Regime
 from endprompt.lab.language import Corpus
 from endprompt.recipe import Recipe
+from endprompt.record import Base, LabResult
 
 FIRST_SEED = 100
 """Seeds below this were used to choose the regime and the recipes, and stand in no table."""
@@ -91,7 +91,7 @@ class Study:
     def results(self, out: Path) -> list[dict[str, Any]]:
         """Results that are there, in the order of the arms."""
         paths = [self.result(arm, out) for arm in self.arms()]
-        return [json.loads(path.read_text()) for path in paths if path.is_file()]
+        return [records.read(path, LabResult).plain() for path in paths if path.is_file()]
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
         **examine(network, regime.questions(arm.factor), arm.seed),
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
-        "base": json.loads((base / "base.json").read_text()),
+        "base": records.read(base / "base.json", Base).plain(),
         "provenance": provenance.provenance(),
     }
 

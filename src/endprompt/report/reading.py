@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from endprompt import record
 from endprompt.distances import FARTHEST
 from endprompt.errors import DataError
-from endprompt.io.provenance import SCHEMA_VERSION
+from endprompt.io import records
 
 Run = Mapping[str, Any]
 Arm = Mapping[str, Any]
@@ -62,24 +62,12 @@ class Measured:
 def read(path: Path) -> dict[str, Any]:
     """The record in `path`: a run's folder, or its run.json itself.
 
-    Raises DataError when there is none, when it is no JSON, or when a newer version wrote it.
+    Raises DataError when there is none, and what `records.read` raises.
     """
     file = path / "run.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"no run.json at {path}: give the folder of a finished run")
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}): make the run again") from error
-    if not isinstance(run, dict) or "arms" not in run:
-        raise DataError(f"{file} is no record of a run: it has no arms")
-    version = run.get("schema_version", 0)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise DataError(
-            f"{file} has schema {version}, this version reads up to {SCHEMA_VERSION}: "
-            "update endprompt"
-        )
-    return run
+    return records.read(file, record.Run).plain()
 
 
 def arms(run: Run) -> list[Arm]:

@@ -15,7 +15,6 @@ that writes earlier turns otherwise later on (Qwen3 drops their thoughts) gives 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from endprompt.errors import DataError, nearest
+from endprompt.io import records
 
 IGNORED = -100
 """Label of a token that is read and not learnt."""
@@ -277,7 +277,7 @@ def _jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 where = f"{label} line {number}"
                 try:
-                    row = json.loads(line)
+                    row = records.parse(line)
                 except ValueError as error:
                     raise DataError(f"{where} is not JSON ({error})") from None
                 if not isinstance(row, dict):

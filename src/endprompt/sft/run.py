@@ -6,7 +6,6 @@ start again at 0, and a check on the loaded model shows that none of them sees a
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -24,9 +23,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from endprompt import rope
 from endprompt.errors import RecipeError, TrainingError
-from endprompt.io import claims, digests, files, provenance
+from endprompt.io import claims, digests, files, provenance, records
 from endprompt.models import checkpoint as models
 from endprompt.recipe import Training
+from endprompt.record import Run
 from endprompt.sft import examples
 from endprompt.sft.settings import Tuning
 from endprompt.train import adapters, checkpoints
@@ -104,7 +104,7 @@ def finished(out: Path) -> Tuned | None:
     """What a finished run left in its folder, None before its end."""
     if not (out / RESULT).is_file():
         return None
-    return Tuned(**json.loads((out / RESULT).read_text())["sft"])
+    return records.read_as(out / RESULT, Run, Tuned, inside="sft")
 
 
 def _tune(

@@ -7,7 +7,6 @@ where they were.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -23,8 +22,9 @@ import yaml
 
 import endprompt
 from endprompt.errors import EvaluationError
-from endprompt.io import files
+from endprompt.io import files, records
 from endprompt.recipe import Recipe
+from endprompt.record import Run, Training
 from endprompt.study.definition import EVALUATIONS, Arm, Measure, Scale, Study
 from endprompt.study.numbers import PERCENT, Place, Values
 
@@ -233,10 +233,10 @@ class Commands:
             path = self._model(arm).parent / "train.json"
         if not path.is_file():
             return None
-        trained = json.loads(path.read_text(encoding="utf-8"))
+        trained = records.read(path, Training)
         if kind == "memory":
-            return trained["peak_memory_bytes"] / 1e9
-        return trained[kind] / trained["tokens"]
+            return trained.peak_memory_bytes / 1e9
+        return getattr(trained, kind) / trained.tokens
 
     def _scored(self, arm: Arm, measure: Measure) -> Values:
         from endprompt.eval.ruler.tasks import TASKS
@@ -286,7 +286,7 @@ class Commands:
         path = run / ("train.json" if self._scale == "paper" else "run.json")
         if not path.is_file():
             return []
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = records.read(path, Training if self._scale == "paper" else Run).plain()
         return [{"recipe": found["recipe"], "tokens": found.get("tokens"), "provenance":
                  found.get("provenance", {k: found[k] for k in ("commit", "created", "device")
                                           if k in found})}]  # fmt: skip

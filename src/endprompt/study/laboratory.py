@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from endprompt.errors import RecipeError
+from endprompt.io import records
 from endprompt.lab import study as lab
 from endprompt.lab.arms import Regime
 from endprompt.recipe import Recipe
+from endprompt.record import LabResult
 from endprompt.study.definition import Arm, Measure, Study
 from endprompt.study.numbers import PERCENT, Place, Values
 
@@ -190,6 +191,6 @@ def cache_of_results() -> Callable[[Path], dict[str, Any]]:
 
     @cache
     def read(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return records.read(path, LabResult).plain()
 
     return read

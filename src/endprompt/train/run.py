@@ -7,7 +7,6 @@ function of seed and index, and the Trainer restores optimizer, schedule and ran
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -29,9 +28,10 @@ from endprompt.cost.memory import TOKENS_AT_ONCE
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import TrainingError
-from endprompt.io import claims, digests, files, provenance
+from endprompt.io import claims, digests, files, provenance, records
 from endprompt.models import checkpoint as models
 from endprompt.recipe import Recipe
+from endprompt.record import Training
 from endprompt.train import (
     activations,
     adapters,
@@ -129,7 +129,7 @@ def finished(out: Path) -> Trained | None:
     """What a finished training left in its folder, None before its end."""
     if not (out / RESULT).is_file():
         return None
-    return Trained(**json.loads((out / RESULT).read_text()))
+    return records.read_as(out / RESULT, Training, Trained)
 
 
 def _train(

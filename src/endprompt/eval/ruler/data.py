@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 from endprompt.errors import DependencyError, EvaluationError
 from endprompt.eval.ruler import standin
 from endprompt.eval.ruler.sentences import Beginnings, Splitter, punkt
+from endprompt.io import records
 from endprompt.io.files import sha256_file, sha256_of
 
 NOT_COMPARABLE = "not comparable with published RULER"
@@ -161,7 +161,7 @@ def _load(path: Path) -> Any:
     if path.suffix.lower() in {".txt", ".md"}:
         return {"text": text}
     try:
-        return json.loads(text)
+        return records.parse(text)
     except ValueError as error:
         if text.startswith("version https://git-lfs"):
             raise EvaluationError(f"{path} is a Git LFS pointer: fetch it with git lfs") from error

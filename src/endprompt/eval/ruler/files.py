@@ -16,6 +16,7 @@ from endprompt.eval.ruler.counting import TokenCounter
 from endprompt.eval.ruler.data import NOT_COMPARABLE, Data, Source
 from endprompt.eval.ruler.generate import Cell
 from endprompt.eval.ruler.tasks import TASKS, Task, find_task, texts_of
+from endprompt.io import records
 from endprompt.io.files import sha256_file, write_json, writing
 
 Advance = Callable[[int], None]
@@ -192,7 +193,7 @@ def note(task: Task, sources: Sequence[dict[str, Any] | Source] | None) -> str |
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record beside a file, or None when there is none that can be read."""
     try:
-        record = json.loads(record_of(path).read_text(encoding="utf-8"))
+        record = records.parse(record_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("kind") == "ruler" else None

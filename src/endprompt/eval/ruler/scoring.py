@@ -7,7 +7,6 @@ others the share of all references. Scores are percentages rounded to two decima
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from endprompt import stats
 from endprompt.errors import EvaluationError
 from endprompt.eval.ruler.tasks import TASKS, find_task
+from endprompt.io import records
 
 THRESHOLD = 85.6
 """Score of Llama-2-7B-chat at 4K, above which a length counts as effective (RULER, table 3)."""
@@ -206,7 +206,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 def _prediction(line: str) -> tuple[dict[str, Any], str]:
     try:
-        row = json.loads(line)
+        row = records.parse(line)
     except ValueError as error:
         return {}, f"not JSON ({error})"
     if not isinstance(row, dict):

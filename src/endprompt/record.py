@@ -1,0 +1,190 @@
+"""Types of the files that this package writes, for the one reader of them (`io.records.read`).
+
+A type names what readers use; further keys are kept. Every record may carry `schema_version`;
+one that is above `SCHEMA_VERSION` was written by a later version.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Json = dict[str, Any]
+
+
+class Record(BaseModel):
+    """A JSON file of ours. `remedy` ends the message about one that can't be read."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    remedy: ClassVar[str] = "make it again"
+
+    schema_version: int = SCHEMA_VERSION
+
+    def plain(self) -> Json:
+        """What stands in the file, as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Training(Record):
+    """train.json: what a training was and took, seconds by the clock."""
+
+    remedy: ClassVar[str] = "train again in another folder"
+
+    recipe: Json
+    target: Count
+    tokens: Count
+    flops: Amount
+    seconds: Amount
+    peak_memory_bytes: Count
+    curve: list[Json]
+    resumed_at: list[Count]
+    computation: Json | None = None
+    saved_precision: str | None = None
+
+
+class Needle(Record):
+    """A needle of a window check."""
+
+    length: Count
+    depth: Annotated[float, Field(ge=0, le=1)]
+    nll_per_token: float
+    digits_right: float
+    hit: bool
+
+
+class Nats(Record):
+    """A loss at a length."""
+
+    length: Count
+    nll: float
+
+
+class Bin(Record):
+    """The loss of positions start .. end-1."""
+
+    start: Count
+    end: Count
+    nll: float
+
+
+class Window(Record):
+    """window.json: loss, needles and quotes by length."""
+
+    remedy: ClassVar[str] = "evaluate again"
+
+    lengths: list[Count]
+    last: Count
+    seed: int
+    texts: list[str]
+    seconds: Amount = 0.0
+    peak_memory_bytes: Count = 0
+    losses: list[Nats]
+    curve: list[Bin]
+    needles: list[Needle]
+    quotes: list[Nats]
+
+
+class Arm(Record):
+    """One arm of a run."""
+
+    name: str
+    trained: bool = False
+    label: str | None = None
+    recipe: Json | None = None
+    evaluation: Json | None = None
+
+
+class Run(Record):
+    """run.json: the record of `extend`, and of `sft`."""
+
+    remedy: ClassVar[str] = "make the run again"
+
+    arms: list[Arm]
+    model: Json | None = None
+    recipe: Json | None = None
+    target: Count | None = None
+    sft: Json | None = None
+
+
+class Checks(Record):
+    """doctor.json: the position check, and the calibration where it was asked for."""
+
+    remedy: ClassVar[str] = "remove it and run again"
+
+    checks: list[Json]
+
+
+class Timings(Record):
+    """timings.json: seconds of each job of a run and of all."""
+
+    remedy: ClassVar[str] = "remove it"
+
+    total: Amount = 0.0
+
+    @model_validator(mode="after")
+    def _all_are_seconds(self) -> Self:
+        if not all(isinstance(value, int | float) for value in (self.model_extra or {}).values()):
+            raise ValueError("every value is a number of seconds")
+        return self
+
+
+class Base(Record):
+    """base.json: a base model of the laboratory."""
+
+    remedy: ClassVar[str] = "remove its folder: it is trained again"
+
+    seed: int
+    base: Json
+    warm_start: str
+    seconds: Amount
+    cpu_seconds: Amount
+    tokens: Count
+    parameters: Count
+
+
+class LabResult(Record):
+    """One arm on one base: answers by length and kind, losses by length, text and quarter."""
+
+    remedy: ClassVar[str] = "remove it: the arm is done again"
+
+    arm: str
+    scaling: str
+    factor: Count
+    seed: int
+    trained: bool
+    recipe: Json
+    tokens: Count
+    flops: Amount
+    train_seconds: Amount
+    curve: list[Json]
+    gradient: list[Json]
+    answers: dict[str, dict[str, list[tuple[float, int]]]]
+    loss: dict[str, list[tuple[float, float, float, float]]]
+    base: Base
+    provenance: Json
+
+
+class Piece(Record):
+    """Tokens start .. stop-1 of a document."""
+
+    document: Count
+    start: Count
+    stop: Count
+
+
+class Split(Record):
+    """split.json: what of prepared text is trained on, and what is held out."""
+
+    remedy: ClassVar[str] = "remove it and run again"
+
+    train: list[Piece]
+    held_out: list[list[Piece]]
+
+
+KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Split)
+"""Every type of file."""

@@ -1,0 +1,154 @@
+"""Every file of ours is read by one reader, and a damaged one is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import endprompt
+from endprompt import record
+from endprompt.errors import DataError, EndPromptError
+from endprompt.io import records
+
+SOURCE = Path(endprompt.__file__).parent
+BASE: dict[str, Any] = {
+    "seed": 1, "base": {"window": 128}, "warm_start": "none", "seconds": 1.5, "cpu_seconds": 1.0,
+    "tokens": 1000, "parameters": 10,
+}  # fmt: skip
+VALID: dict[type[record.Record], dict[str, Any]] = {
+    record.Training: {
+        "recipe": {}, "target": 512, "tokens": 64, "flops": 1e9, "seconds": 1.0,
+        "peak_memory_bytes": 1, "curve": [{"step": 1}], "resumed_at": [2],
+    },
+    record.Window: {
+        "lengths": [64], "last": 16, "seed": 0, "texts": ["ab"], "seconds": 1.0,
+        "peak_memory_bytes": 1, "losses": [{"length": 64, "nll": 2.0}],
+        "curve": [{"start": 0, "end": 64, "nll": 2.0}],
+        "needles": [
+            {"length": 64, "depth": 0.5, "nll_per_token": 1.0, "digits_right": 0.5, "hit": False}
+        ],
+        "quotes": [{"length": 64, "nll": 1.0}],
+    },
+    record.Run: {"schema_version": 1, "arms": [{"name": "base"}], "target": 512},
+    record.Checks: {"checks": [{"name": "jump"}], "calibration": None},
+    record.Timings: {"total": 1.0, "training": 0.5},
+    record.Base: BASE,
+    record.LabResult: {
+        "arm": "pose", "scaling": "yarn", "factor": 8, "seed": 1, "trained": True, "recipe": {},
+        "tokens": 1, "flops": 1.0, "train_seconds": 1.0, "curve": [], "gradient": [],
+        "answers": {"128": {"single": [[0.5, 1]]}}, "loss": {"128": [[1.0, 1.0, 1.0, 1.0]]},
+        "base": BASE, "provenance": {},
+    },
+    record.Split: {
+        "train": [{"document": 0, "start": 0, "stop": 9}],
+        "held_out": [[{"document": 1, "start": 0, "stop": 9}]],
+    },
+}  # fmt: skip
+
+
+def test_every_kind_of_file_has_an_example_here() -> None:
+    assert set(VALID) == set(record.KINDS)
+
+
+@pytest.mark.parametrize("kind", record.KINDS, ids=lambda kind: kind.__name__)
+def test_what_was_written_is_read_back_whole(kind: type[record.Record], tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(VALID[kind] | {"a key of a later version": 1.5}))
+    found = records.read(path, kind).plain()
+    assert json.loads(json.dumps(found)) == VALID[kind] | {"a key of a later version": 1.5}
+
+
+def refusal(path: Path, kind: type[record.Record]) -> str:
+    with pytest.raises(DataError) as caught:
+        records.read(path, kind)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert str(path) in said
+    return said
+
+
+@pytest.mark.parametrize("kind", record.KINDS, ids=lambda kind: kind.__name__)
+def test_a_damaged_file_is_one_line_with_a_remedy(
+    kind: type[record.Record], tmp_path: Path
+) -> None:
+    path, whole = tmp_path / "file.json", json.dumps(VALID[kind])
+    for content in (b"", whole[:-2].encode(), b"\xff\xfe", b"[" * 5000, b"[]", b"null", b"7"):
+        path.write_bytes(content)
+        assert kind.remedy in refusal(path, kind)
+    path.write_text(json.dumps({**VALID[kind], "schema_version": 99}))
+    assert "update endprompt" in refusal(path, kind)
+    path.unlink()
+    assert "No such file" in refusal(path, kind)
+
+
+def test_the_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"arms": [{"name": "base"}, {"name": 7}]}))
+    assert "has a wrong arms.1.name" in refusal(path, record.Run)
+    path.write_text(json.dumps({"target": 512}))
+    assert "lacks arms" in refusal(path, record.Run)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to everything inside a JSON value."""
+    inside = (
+        list(value.items()) if isinstance(value, dict)
+        else list(enumerate(value)) if isinstance(value, list) else []
+    )  # fmt: skip
+    return [path] * bool(path) + [p for key, one in inside for p in places(one, (*path, key))]
+
+
+json_values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.just([]), st.just({}), st.just([[[]]]),
+)  # fmt: skip
+
+
+@given(st.data())
+def test_a_value_of_another_kind_is_read_or_refused_in_words(data: st.DataObject) -> None:
+    import tempfile
+
+    kind = data.draw(st.sampled_from(record.KINDS))
+    changed = json.loads(json.dumps(VALID[kind]))
+    *way, last = data.draw(st.sampled_from(places(changed)))
+    inside = changed
+    for key in way:
+        inside = inside[key]
+    inside[last] = data.draw(json_values)
+    content = json.dumps(changed)[: data.draw(st.integers(0, 400))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.json"
+        path.write_text(content)
+        try:
+            records.read(path, kind)
+        except EndPromptError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+READERS = {
+    "data/manifest.py", "data/prepare.py", "data/remote.py",  # sealed by a checksum of their own
+    "data/readers.py",  # the user's files, line by line
+    "eval/results.py", "cli/eval_run.py",  # JSON lines, each a type of its own
+    "eval/ruler/counting.py",  # what a tokenizer says of itself
+    "export/verify.py", "export/checkpoint.py",  # config.json is Transformers'
+    "models/checkpoint.py", "models/checkpoint_files.py",
+    "io/progress.py",  # tolerant: a missing or half-written file is no progress yet
+    "io/claims.py", "io/digests.py", "train/checkpoints.py",  # marks: what is none is no mark
+}  # fmt: skip
+"""Files that parse JSON which is none of our records."""
+
+
+def test_no_record_of_ours_is_parsed_elsewhere() -> None:
+    parsing = re.compile(r"json\.loads?\(|model_validate_json\(")
+    found = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if parsing.search(path.read_text())
+    }
+    assert found <= READERS | {"io/records.py"}
