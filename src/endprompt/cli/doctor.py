@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -15,7 +16,9 @@ def register(app: typer.Typer) -> None:
         model: str | None = typer.Argument(
             None, help="Checkpoint folder, GGUF file or hub name. Default: the embedded model."
         ),
-        to: str = typer.Option(..., "--to", metavar="TOKENS", help="Target window, as 64k."),
+        to: str | None = typer.Option(
+            None, "--to", metavar="TOKENS", help="Target window, as 64k."
+        ),
         method: str = typer.Option("endprompt", "--method", help="Whose RoPE scaling is used."),
         scaling: str | None = typer.Option(
             None, "--scaling", help="pi, ntk, yarn, ... in place of the method's own."
@@ -27,9 +30,15 @@ def register(app: typer.Typer) -> None:
         calibrate: bool = typer.Option(
             False, "--calibrate", help="Also time a short step and a short prefill."
         ),
+        known: bool = typer.Option(
+            False, "--families", help="Print what is done to every known family, as Markdown."
+        ),
         progress: Path | None = typer.Option(None, "--progress", hidden=True),
     ) -> None:
         """Check on the loaded model that training will see the far distances.
+
+        Begins with what each kind of layer sees, how its RoPE is scaled, and which engines can't
+        express that. Then the checks.
 
         For eager and sdpa attention, with and without activation checkpointing: the jump exists,
         the last position is TARGET-1, the terminal sees the prefix and sends it a gradient, RoPE
@@ -42,17 +51,25 @@ def register(app: typer.Typer) -> None:
         """
         from endprompt import recipe as recipes
         from endprompt import units
+        from endprompt.errors import RecipeError
         from endprompt.io import files
         from endprompt.io.progress import tell
+        from endprompt.io.quiet import quiet
 
+        if known:
+            quiet()
+            from endprompt.export import families as listing
+
+            typer.echo(listing.markdown(), nl=False)
+            return
+        if to is None:
+            raise RecipeError("--to is missing: give the target window, as in --to 64k")
         target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         if scaling:
             overrides["rope.scaling"] = scaling
         recipe = recipes.load(method).replace(overrides)
         tell(progress, 0, 3)
-        from endprompt.io.quiet import quiet
-
         quiet()
         from endprompt.models import checkpoint as models
         from endprompt.models import embedded
@@ -62,9 +79,11 @@ def register(app: typer.Typer) -> None:
         family = models.family_of(path)
         if not recipes.chooses_scaling(method, overrides):
             recipe = recipe.replace({"rope.scaling": family.suited(recipe.rope.scaling)})
-        network = models.load(path, models.scaled_config(path, recipe, target))
-        tell(progress, 1, 3)
+        config = models.scaled_config(path, recipe, target)
         wanted = models.scaled_parameters(family, recipe, target)
+        _show_layers(family, wanted, target, config)
+        network = models.load(path, config)
+        tell(progress, 1, 3)
         checks = position_check.check_positions(network, family, target, wanted=wanted)
         tell(progress, 2, 3)
         result = {
@@ -77,7 +96,25 @@ def register(app: typer.Typer) -> None:
         }
         for check in checks:
             mark = "ok  " if check.passed else "FAIL"
-            typer.echo(f"{mark}  {check.name:<30} {check.backend:<20} {check.detail}")
+            typer.echo(f"{mark}  {check.name:<36} {check.backend:<20} {check.detail}")
         position_check.require(checks)
         if out is not None:
             files.write_json(out, result)
+
+
+def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) -> None:
+    """The table that comes before the checks."""
+    from endprompt.export import families as listing
+
+    rows = [listing.HEADER, *listing.layer_rows(family, wanted, target)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    typer.echo(f"{family.model_type}: window {family.base.window:,}, to {target:,} tokens")
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+    if listing.balance_words(config):
+        typer.echo(f"experts: {listing.balance_words(config)}")
+    values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
+    for engine, why in listing.unable(values).items():
+        typer.echo(f"{engine} can't serve it: {why}")
+    typer.echo("")

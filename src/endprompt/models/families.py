@@ -153,6 +153,9 @@ def read(config: Any, named: int = 0) -> Family:
 def scaled_config(config: Any, parameters: rope.Parameters, base: rope.Base, target: int) -> Any:
     """The config with `parameters` where the family has them, and a window of `target` tokens."""
     before = config.rope_parameters
+    kept = rope.of_global_layers(config).get("partial_rotary_factor")
+    if kept is not None:  # Phi-3 can't be saved without it, be it 1
+        parameters = {**parameters, "partial_rotary_factor": kept}
     if any(isinstance(value, dict) for value in before.values()):
         config.rope_parameters = {**before, GLOBAL: parameters}
     else:

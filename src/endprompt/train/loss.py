@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.models import masks
+from endprompt.train import router
 
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""
@@ -30,6 +31,8 @@ class Losses:
     """float[], sum of the weights."""
     by_segment: Tensor
     """float[2, 2], detached: (sum of cross-entropies, tokens trained) for PREFIX and TERMINAL."""
+    balance: Tensor | None = None
+    """float[], load-balancing loss of a mixture of experts whose config asks for it; a mean."""
 
 
 def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
@@ -73,7 +76,10 @@ def aligned_loss(
     kinds_G2, group_N, counts_G = torch.unique(
         kinds_N2, dim=0, return_inverse=True, return_counts=True
     )
-    sums_G, plain_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2), teacher)
+    bare: Any = getattr(model, "module", model)
+    with router.logits_of(bare) as logits:
+        sums_G, plain_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2), teacher)
+    balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
     segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
     with torch.no_grad():
         by_segment = torch.stack(
@@ -82,7 +88,7 @@ def aligned_loss(
                 for segment in (PREFIX, TERMINAL)
             ]
         )
-    return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment)
+    return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment, balance)
 
 
 def what_is_told(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -158,17 +164,20 @@ def hidden_states(
 
 def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """What the head makes of the batch, the mask given so that no jump is taken for a border."""
+    bare: Any = getattr(model, "module", model)
     visible = batch.get("masks")
     if visible is None:
-        bare: Any = getattr(model, "module", model)
         visible = masks.of_row(
             bare, batch["position_ids"], batch["attention_mask"], batch.get("visible")
         )
+    # the balance of experts is not made of what the head gives here
+    routers = {"output_router_logits": False} if router.balances(bare.config) else {}
     return model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         attention_mask=visible,
         use_cache=False,
+        **routers,
     ).logits
 
 

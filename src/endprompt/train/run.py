@@ -30,6 +30,7 @@ from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import TrainingError
 from endprompt.io import claims, digests, files, provenance, records
 from endprompt.models import checkpoint as models
+from endprompt.models import families
 from endprompt.recipe import Recipe
 from endprompt.record import Training
 from endprompt.train import (
@@ -152,6 +153,7 @@ def _train(
     amounts, training = recipe.amounts, recipe.training
     if training.attention == "shifted":
         attention.check_length(amounts.row_tokens, training.attention_groups)
+    _require_global_layers(family, training.attention, target)
     rows = RowSource(
         documents,
         recipe.rows,
@@ -333,6 +335,8 @@ class RowTrainer(Trainer):
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
         loss = losses.weighted / total.clamp_min(1e-8) * self.args.world_size
+        if losses.balance is not None:
+            loss = loss + losses.balance / self.args.gradient_accumulation_steps
         if not torch.isfinite(loss):
             step = self.state.global_step
             rows = self._rows_per_step
@@ -421,6 +425,18 @@ class _Report(TrainerCallback):
         logs = given.get("logs") or {}
         if self._progress and "seconds" in logs:
             self._progress({"done": state.global_step, "total": state.max_steps, **logs})
+
+
+def _require_global_layers(family: families.Family, attention: str, target: int) -> None:
+    """Raise TrainingError where local layers would not get the mask that they need."""
+    span = family.local_span(target)
+    if span is None:
+        return
+    said = f"layers of model type {family.model_type!r} see {span} positions back only"
+    if attention == "shifted":
+        raise TrainingError(f"{said}, and shifted attention has none: set training.attention full")
+    if context_parallel.ranks_of_a_row() > 1:
+        raise TrainingError(f"{said}, and a row that is cut among ranks is causal: set cp_size 1")
 
 
 def _tokens_at_once(recipe: Recipe, decoder: flops.Decoder) -> int:
