@@ -137,10 +137,13 @@ def test_another_model_family_on_the_users_own_text(
     done = endprompt(
         "extend", model, "--text", text / "one.txt", "--text", text / "two.txt", *SMALL[:6],
         "--method", "endprompt", "--scaling", "ntk", "--set", "rows.tokens=128",
-        "--set", "training.tokens=512", "--out", tmp_path / "run",
+        "--set", "training.tokens=512", "--eval-dtype", "bfloat16", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "evaluation in bfloat16; the model is stored in float32" in done.stdout
     run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {arm["evaluation"]["computation"]["precision"] for arm in run["arms"]} == {"bfloat16"}
+    assert run["arms"][-1]["saved_precision"] == "float32"
     assert run["model"]["type"] == "mistral"
     assert run["example_row"]["positions"][-1][1] == TARGET
 

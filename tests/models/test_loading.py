@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from finished_run import TARGET, make_run
 
 WEIGHTS = "model.safetensors"
 Damage = Callable[[Path], None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,11 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "a number in words": (settings("config.json", num_hidden_layers="two"), r"num_hidden_layers"),
     "layers without end": (
         settings("config.json", num_hidden_layers=10**9),
-        r"1,000,000,000 layers, and 21 tensors",
+        r"num_hidden_layers of .* is 1,000,000,000: at most 10,000",
+    ),
+    "more layers than tensors": (
+        settings("config.json", num_hidden_layers=9_000),
+        r"9,000 layers, and 21 tensors",
     ),
     "a giant vocabulary": (
         settings("config.json", vocab_size=10**11),
@@ -162,6 +169,26 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "no heads": (settings("config.json", num_attention_heads=0), r"cannot load"),
     "a list for a config": (written("config.json", "[1]"), r"cannot load"),
     "a config nested deep": (written("config.json", DEEP), r"cannot load"),
+    "an escape sequence": (
+        settings("config.json", model_type="\x1b[2Jmine"),
+        r"cannot load .*mine",
+    ),
+    "theta in words": (
+        settings("config.json", rope_parameters={"rope_type": "default", "rope_theta": "much"}),
+        r"rope_theta of .* is no number: much",
+    ),
+    "a rule that is no name": (
+        settings("config.json", rope_parameters={"rope_type": [1], "rope_theta": 1e4}),
+        r"rope_type of .* is no name: \[1\]",
+    ),
+    "a length that is no number": (
+        settings("tokenizer_config.json", model_max_length=float("nan")),
+        r"has model_max_length nan",
+    ),
+    "an end that is no token": (
+        written("generation_config.json", '{"eos_token_id": ["end"]}'),
+        r"eos_token_id of .* is no token: end",
+    ),
     "code of its own": (
         settings("config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
         r"needs code of its own",
@@ -306,6 +333,7 @@ def test_a_fault_of_the_model_is_one_line_from_every_verb(
     code = command([str(word) for word in VERBS[verb](model, tmp_path, places)])
     said = capfd.readouterr().err.strip()
     assert code == 1, said
+    assert said.isprintable()
     assert re.fullmatch(rf"endprompt: .*{FAULTS[fault][1]}.*", said), said
     assert str(model) in said or str(tmp_path) in said
 
@@ -320,3 +348,23 @@ def test_the_whole_model_passes(
     else:
         model = shutil.copytree(tiny, tmp_path / "model")
     assert command([str(word) for word in VERBS[verb](model, tmp_path, places)]) == 0
+
+
+@pytest.mark.parametrize("fault", [None, "a layer is missing", "more tokens than rows"])
+def test_a_hub_name_is_held_to_the_same(
+    fault: str | None, tiny: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    cached = tmp_path / "models--org--tiny"
+    model = cached / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny, model)
+    if fault:
+        FAULTS[fault][0](model)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    hub = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    done = endprompt("doctor", "org/tiny", "--to", TARGET, env=hub)
+    if fault is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1
+    assert re.fullmatch(rf"endprompt: .*org/tiny.*{FAULTS[fault][1]}.*", done.stderr.strip())

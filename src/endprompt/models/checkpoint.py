@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from endprompt import rope
+from endprompt.errors import ModelError
 from endprompt.io import files
 from endprompt.models import families, weights
 from endprompt.models.checkpoint_files import (
+    is_number,
     local_folder,
     model_errors,
+    one_line,
     read_headers,
     require_model,
     weight_files,
@@ -21,7 +24,14 @@ from endprompt.models.checkpoint_files import (
 from endprompt.models.tokenizer import load_tokenizer
 from endprompt.recipe import Recipe
 
+MOST_LAYERS = 10_000
+"""Far above any model's; Transformers makes lists of so many items from a config."""
 log = logging.getLogger(__name__)
+ROPE_NUMBERS = {
+    "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor",
+    "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor",
+}  # fmt: skip
+"""Keys of `rope_parameters` that hold one number."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -30,11 +40,37 @@ def load_config(model: str) -> Any:
     from transformers import AutoConfig
 
     require_model(model)
+    _require_layers(model)
     with model_errors(model):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         # A file may ask for kernels from a hub here; the caller of `load` chooses.
         config._attn_implementation = None
+    _require_rope_numbers(config, model)
     return config
+
+
+def _require_layers(model: str) -> None:
+    """Raise ModelError for a config with more layers than a list of them should be made for."""
+    from transformers import PreTrainedConfig
+
+    with model_errors(model):
+        written, _ = PreTrainedConfig.get_config_dict(model)
+        inner = written.get("text_config")
+    for part in (written, inner if isinstance(inner, dict) else {}):
+        for key in ("num_hidden_layers", "n_layer", "num_layers"):
+            if is_number(part.get(key)) and part[key] > MOST_LAYERS:
+                raise ModelError(f"{key} of {model} is {part[key]:,}: at most {MOST_LAYERS:,}")
+
+
+def _require_rope_numbers(config: Any, model: str) -> None:
+    """Raise ModelError for RoPE settings of another type, which Transformers lets pass."""
+    settings = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    for kind in (settings, *settings.values()):
+        for key in (ROPE_NUMBERS & set(kind)) if isinstance(kind, dict) else ():
+            if kind[key] is not None and not is_number(kind[key]):
+                raise ModelError(f"{key} of {model} is no number: {one_line(kind[key])}")
+        if isinstance(kind, dict) and not isinstance(kind.get("rope_type", ""), str):
+            raise ModelError(f"rope_type of {model} is no name: {one_line(kind['rope_type'])}")
 
 
 def family_of(model: str, config: Any = None) -> families.Family:
@@ -98,8 +134,8 @@ def check(model: str, config: Any) -> Stored:
     """
     folder = local_folder(model)
     headers = read_headers(weight_files(folder, model), model)
-    if any(folder.glob("*token*")):
-        load_tokenizer(folder)
+    if not Path(model).is_dir() or any(folder.glob("*token*")):
+        load_tokenizer(model)
     with model_errors(model), weights.unheard():
         tied = weights.require_complete(headers, config, model)
     return Stored(folder, weights.precision(headers, config), tied)
@@ -133,6 +169,10 @@ def load(model: str, config: Any, *, attention: str | None = None, dtype: str = 
         weights.require_same(report, model)
         weights.require_tied(network, stored.tied, model)
         weights.require_finite(network, model)
+    ends = getattr(network.generation_config, "eos_token_id", None)
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and not isinstance(token, int):
+            raise ModelError(f"eos_token_id of {model} is no token: {one_line(token)}")
     return network
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def read_headers(files: Sequence[Path], model: str) -> dict[str, Tensor]:
     return found
 
 
+def is_number(value: Any) -> bool:
+    """A finite number, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 @contextmanager
 def model_errors(what: str) -> Generator[None]:
     """Turn whatever a library raises on a bad file into a ModelError of one line.
@@ -133,7 +139,8 @@ def model_errors(what: str) -> Generator[None]:
 
 
 def one_line(error: Any) -> str:
-    """A library's message on one line, cut to a length that can be read."""
+    """A library's message on one line, cut to a length that can be read; it may quote a file."""
     text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return text or type(error).__name__

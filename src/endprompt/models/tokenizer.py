@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from endprompt.errors import ModelError
-from endprompt.models.checkpoint_files import model_errors, require_model
+from endprompt.models.checkpoint_files import is_number, model_errors, one_line, require_model
 
 BEYOND = {"gemma3_text": {"<image_soft_token>"}, "gemma3": {"<image_soft_token>"}}
 """Tokens that a family's tokenizer has, and its text models have no embedding for."""
@@ -34,6 +34,11 @@ def load_tokenizer(where: str | Path) -> Any:
         tokens = tokenizer.tokenize("The quick brown fox")
     if not tokens:
         raise ModelError(f"the tokenizer of {where} gives no tokens: it has no vocabulary")
+    longest = tokenizer.model_max_length
+    if not is_number(longest):
+        raise ModelError(
+            f"the tokenizer of {where} has model_max_length {one_line(longest)}: no number"
+        )
     if not options:
         _require_embedded(tokenizer, str(where))
     return tokenizer

@@ -53,7 +53,7 @@ def require_complete(headers: Mapping[str, Tensor], config: Any, model: str) -> 
     from transformers import AutoModelForCausalLM
 
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
-    if layers > len(headers):  # or the model below is built for hours
+    if layers > len(headers):  # or the model below is built for minutes
         raise ModelError(
             f"the weights of {model} do not fit its config: {layers:,} layers, and "
             f"{len(headers):,} tensors in the files"
