@@ -51,3 +51,22 @@ def save_tokenizer(folder: Path) -> Any:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def save_run(folder: Path, base: Path, scaling: str, target: int) -> Path:
+    """What `endprompt train` leaves, as far as others read it, of a model that learnt nothing."""
+    import json
+
+    from endprompt import recipe as recipes
+    from endprompt.models import checkpoint as models
+
+    recipe = recipes.load("recall-pose").replace({"rope.scaling": scaling})
+    recipe = recipe.resolve(window=WINDOW, target=target, gpu=False)
+    network = models.load(str(base), models.scaled_config(str(base), recipe, target))
+    models.save(network, models.load_tokenizer(str(base)), folder / "model", target)
+    trained = {"recipe": recipe.model_dump(mode="json"), "target": target, "tokens": 0, "flops": 0,
+               "seconds": 0, "peak_memory_bytes": 0, "curve": [], "resumed_at": []}  # fmt: skip
+    (folder / "train.json").write_text(json.dumps(trained))
+    claim = {"endprompt": "train", "settings": {"model": str(base)}}
+    (folder / "claim.json").write_text(json.dumps(claim))
+    return folder

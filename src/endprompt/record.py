@@ -30,6 +30,28 @@ class Record(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+class Claim(Record):
+    """claim.json: which command a folder belongs to.
+
+    settings  what decides about the result; None while its checks run
+    files     digest of every file of a folder that was built at once
+    """
+
+    remedy: ClassVar[str] = "choose another --out"
+
+    endprompt: str
+    settings: Json | None = None
+    files: dict[str, str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, found: Any) -> Any:
+        """Claims of `train` held the settings alone."""
+        if isinstance(found, dict) and {"recipe_hash", "model"} <= found.keys():
+            return {"endprompt": "train", "settings": found}
+        return found
+
+
 class Training(Record):
     """train.json: what a training was and took, seconds by the clock."""
 

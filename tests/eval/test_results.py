@@ -98,7 +98,7 @@ def test_another_run_s_folder_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"holds other files \(thesis\.txt\): choose another"):
         run(tmp_path / "full", Parrot())
     (tmp_path / "full" / "claim.json").write_text("[]")
-    with pytest.raises(OutputError, match=r"claim.json is not a run's record"):
+    with pytest.raises(OutputError, match=r"claim.json has a wrong value .*choose another --out"):
         run(tmp_path / "full", Parrot())
 
 

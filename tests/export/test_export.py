@@ -263,7 +263,7 @@ def test_a_run_that_was_moved_and_one_of_train_alone_are_found(
     trained = {"recipe": found["recipe"], "target": TARGET, "tokens": 128, "provenance": {}}
     trained |= {"flops": 1.0, "seconds": 1.0, "peak_memory_bytes": 1, "curve": [], "resumed_at": []}
     files.write_json(arm / "train.json", trained)
-    claim = {"endprompt": "train", "format": 1, "settings": {"model": str(base)}}
+    claim = {"endprompt": "train", "settings": {"model": str(base)}}
     files.write_json(arm / "claim.json", claim)
     done = export(arm, tmp_path / "b")
     assert all(check.passed for check in verify(done.folder).checks)

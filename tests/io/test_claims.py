@@ -90,6 +90,10 @@ def test_a_refused_block_leaves_neither_claim_nor_folder(tmp_path: Path) -> None
     with pytest.raises(OutputError, match="checks"), claims.output(tmp_path / "there", "train"):
         raise OutputError("checks")
     assert contents(tmp_path) == {"there": None}
+    with claims.output(tmp_path / "there", "train") as held:
+        held.claim({})
+        (tmp_path / "there" / "empty").mkdir()
+    assert contents(tmp_path) == {"there": None}
 
 
 def test_strangers_files_are_never_taken(tmp_path: Path) -> None:
@@ -112,19 +116,19 @@ def test_strangers_files_are_never_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "claim",
-    ["", "[]", "{}", '{"endprompt": "train", "format": 1}', "[" * 100_000,
-     '{"endprompt": "train", "format": 99, "settings": {}}',
-     '{"endprompt": "sft", "format": 1, "settings": {}}'],
+    ["", "[]", "{}", '{"endprompt": "train", "settings": 3}', "[" * 100_000,
+     '{"endprompt": "train", "schema_version": 99, "settings": {}}',
+     '{"endprompt": "sft", "settings": {}}'],
 )  # fmt: skip
 def test_a_claim_that_is_not_this_commands_is_refused(tmp_path: Path, claim: str) -> None:
     (tmp_path / "claim.json").write_text(claim)
     with (
-        pytest.raises(OutputError, match="choose another --out"),
+        pytest.raises(OutputError, match=r"choose another --out|update endprompt"),
         claims.output(tmp_path, "train"),
     ):
         pass
     with (
-        pytest.raises(OutputError, match="choose another --out"),
+        pytest.raises(OutputError, match=r"choose another --out|update endprompt"),
         claims.product(tmp_path, "train", force=True) as partial,
     ):
         (partial / "a").write_text("a")
@@ -134,6 +138,7 @@ def test_a_claim_that_is_not_this_commands_is_refused(tmp_path: Path, claim: str
 def test_other_settings_are_named(tmp_path: Path) -> None:
     with claims.output(tmp_path / "run", "train") as held:
         held.claim({"model": "m", "target": 4})
+        (tmp_path / "run" / "checkpoints").touch()
     with claims.output(tmp_path / "run", "train") as held:
         held.require({"model": "m", "target": 4})
         with pytest.raises(OutputError, match="holds a run with another model, target: choose"):
@@ -177,7 +182,7 @@ def test_a_claim_half_written_by_a_killed_process_does_not_block(tmp_path: Path)
     (tmp_path / "run" / "deep").rmdir()
     with claims.output(tmp_path / "run", "train") as held:
         held.claim({})
-    assert sorted(contents(tmp_path / "run")) == ["claim.json"]
+        assert sorted(contents(tmp_path / "run")) == ["claim.json"]
 
 
 def test_the_copy_of_a_killed_build_is_cleared_and_a_living_ones_is_not(tmp_path: Path) -> None:
@@ -241,7 +246,7 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_reserved_folder_takes_any_settings_of_its_command(tmp_path: Path) -> None:
     with claims.output(tmp_path, "extend") as held:
         held.reserve()
-        (tmp_path / "data").mkdir()
+        (tmp_path / "data").touch()
     with pytest.raises(OutputError, match="belongs to"), claims.output(tmp_path, "train"):
         pass
     with claims.output(tmp_path, "extend") as held:
@@ -251,6 +256,53 @@ def test_a_reserved_folder_takes_any_settings_of_its_command(tmp_path: Path) -> 
         pytest.raises(OutputError, match="another rows"),
     ):
         held.require({"rows": 128})
+
+
+def test_a_cached_folder_is_built_once_and_one_that_was_changed_is_said(tmp_path: Path) -> None:
+    folder, built = tmp_path / "cache" / "model", []
+
+    def build(partial: Path) -> None:
+        built.append(partial)
+        (partial / "weights").write_text("w")
+
+    with pytest.raises(ZeroDivisionError):
+        claims.cached(folder, lambda _: print(1 / 0))
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        assert claims.cached(folder, build) == folder
+    assert len(built) == 1
+    assert contents(folder) == {"weights": b"w"}
+    for harm in ("weights", "more"):
+        before = contents(folder)
+        (folder / harm).write_text("x")
+        with pytest.raises(OutputError, match=rf"changed after it was made \({harm}\): remove it"):
+            claims.cached(folder, build)
+        (folder / harm).unlink()
+        (folder / "weights").write_bytes(before["weights"] or b"")
+    (folder.parent / ".model.claim.json").write_text("{")
+    with pytest.raises(OutputError, match=r"remove it and \.model\.claim\.json"):
+        claims.cached(folder, build)
+    (folder.parent / ".model.claim.json").unlink()
+    assert claims.cached(folder, build) == folder, "of before there were claims"
+
+
+CACHER = """
+import sys, time
+from pathlib import Path
+from endprompt.io import claims
+def build(folder):
+    print("building", flush=True)
+    time.sleep(1)
+    (folder / "weights").write_text("w")
+claims.cached(Path(sys.argv[1]), build)
+"""
+
+
+def test_a_second_process_waits_for_the_cached_folder(tmp_path: Path) -> None:
+    child = start(CACHER, tmp_path / "model")
+    claims.cached(tmp_path / "model", lambda _: pytest.fail("built twice"))
+    assert contents(tmp_path / "model") == {"weights": b"w"}
+    child.communicate()
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +315,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_holder_keeps_its_folder_through_children(tmp_path: Path) -> None:
     with claims.output(tmp_path / "run", "train") as held:
         held.claim({})
+        (tmp_path / "run" / "log").touch()
         child = subprocess.Popen(
             [sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[held.lock]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from endprompt.errors import OutputError
+from endprompt.lab import model as bases
 from endprompt.lab import page
 from endprompt.lab import study as studies
 from endprompt.lab.study import State, Study
@@ -58,6 +61,23 @@ def test_arms_of_a_base_are_asked_the_same(
         assert all(one == depths[0] for one in depths)
     tokens = {result["tokens"] for result in results if result["trained"]}
     assert tokens == {512}
+
+
+def test_results_of_another_base_are_not_taken_for_those_of_the_one_that_is_kept(
+    toy: Study, done: tuple[Path, Path, list[State]], tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    shutil.copytree(done[0], out)
+    shutil.copytree(done[1], cache)
+    arms = list(toy.arms())
+    assert all(toy.is_done(arm, out, cache) for arm in arms)
+    base = bases.folder_of(toy.regime.base, 100, cache)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    assert {arm.seed for arm in arms if not toy.is_done(arm, out, cache)} == {100}
+    with pytest.raises(OutputError, match=r"changed after it was made \(model.safetensors\)"):
+        studies.run(toy, out, cache, workers=1)
 
 
 def test_a_study_goes_on_where_it_was(

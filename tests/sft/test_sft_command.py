@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from endprompt import recipe as recipes
 from endprompt.cli.app import run as command
 from endprompt.export import checkpoint
-from endprompt.models import checkpoint as models
-from tiny_checkpoint import WINDOW
+from tiny_checkpoint import save_run
 
 TARGET = 256
 
@@ -20,16 +18,7 @@ TARGET = 256
 @pytest.fixture
 def extended(tiny: Path, tmp_path: Path) -> Path:
     """A finished run of `endprompt train`, as far as others read it."""
-    folder = tmp_path / "extended"
-    recipe = recipes.load("recall-pose").replace({"rope.scaling": "yarn"})
-    recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
-    network = models.load(str(tiny), models.scaled_config(str(tiny), recipe, TARGET))
-    models.save(network, models.load_tokenizer(str(tiny)), folder / "model", TARGET)
-    trained = {"recipe": recipe.model_dump(mode="json"), "target": TARGET, "tokens": 0}
-    (folder / "train.json").write_text(json.dumps(trained))
-    claim = {"endprompt": "train", "format": 1, "settings": {"model": str(tiny)}}
-    (folder / "claim.json").write_text(json.dumps(claim))
-    return folder
+    return save_run(tmp_path / "extended", tiny, "yarn", TARGET)
 
 
 def test_a_run_is_tuned_and_can_be_exported_and_moved(

@@ -21,6 +21,7 @@ def register(data_app: typer.Typer, score_app: typer.Typer, eval_app: typer.Type
 
 
 def data(
+    ctx: typer.Context,
     task: str = typer.Option(
         ..., help="One of the 13 tasks (niah_single_1, vt, cwe, qa_1, ...), several, or 'all'."
     ),
@@ -67,12 +68,17 @@ def data(
     """
     from endprompt.eval.ruler import TASKS, Data, TokenCounter, wrap_of
     from endprompt.eval.ruler.files import Order, plan, write
+    from endprompt.io import claims
     from endprompt.io.provenance import provenance
     from endprompt.models.tokenizer import load_tokenizer
     from endprompt.units import lengths
 
     tasks = list(TASKS) if task == "all" else _several(task)
     jobs = plan(tasks, lengths(length), out, force=force)
+    held = None
+    if len(jobs) > 1:
+        reads = [tokenizer, essays, squad, hotpotqa, english_words]
+        held = ctx.with_resource(claims.output(out, "eval data ruler", reads=reads))
     texts = Data(essays=essays, squad=squad, hotpotqa=hotpotqa, english_words=english_words)
     loaded = load_tokenizer(tokenizer)
     order = Order(
@@ -88,6 +94,8 @@ def data(
             **provenance(),
         },
     )
+    if held is not None:
+        held.claim({})  # what each file is made of stands in its record
     with _progress(sum(job.length for job in jobs) * num_samples) as advance:
         records = write(jobs, order, workers=workers, advance=advance)
     typer.echo(f"{len(jobs) * num_samples} prompts in {len(jobs)} file(s): {out}")

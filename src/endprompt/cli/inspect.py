@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def register(app: typer.Typer) -> None:
         out: Path | None = typer.Option(
             None, "--out", "-o", help="Folder for figures (SVG, PNG) and tables (CSV, Markdown)."
         ),
-        force: bool = typer.Option(False, "--force", help="Overwrite what is in that folder."),
+        force: bool = typer.Option(False, "--force", help="Replace what `inspect` wrote there."),
     ) -> None:
         """See which distances a recipe trains, and how a model's score changes with distance.
 
@@ -73,10 +74,8 @@ def register(app: typer.Typer) -> None:
 
         from endprompt import units
         from endprompt.cli import inspect_run
-        from endprompt.errors import OutputError
+        from endprompt.io import claims
 
-        if out is not None and out.exists() and not force:
-            raise OutputError(f"{out} is there already: --force overwrites it")
         console = Console()
         target, old = units.tokens(to), units.tokens(window)
         named = what or ["endprompt", "pose", "short"]
@@ -84,22 +83,28 @@ def register(app: typer.Typer) -> None:
         runs = [one for one in named if inspect_run.is_run(one)]
         recipes = [one for one in named if one not in (*models, *runs)]
         files: list[Table] = []
-        if recipes:
-            size = units.tokens(row_tokens) if row_tokens else None
-            files += _recipes(console, recipes, old, target, size, rows, out)
-        for model in models:
-            files += _model(console, model, target, text, tokens, pairs)
-        for run in runs:
-            tables, drawings = inspect_run.look(console, Path(run), text, tokens, SINK)
-            for table in tables:
-                _show(console, table)
-            if out is not None:
-                for drawing in drawings:
-                    drawing.write(out)
-            files += tables
+        with (
+            nullcontext()
+            if out is None
+            else claims.product(out, "inspect", reads=[*named, text], force=force)
+        ) as folder:
+            if recipes:
+                size = units.tokens(row_tokens) if row_tokens else None
+                files += _recipes(console, recipes, old, target, size, rows, folder)
+            for model in models:
+                files += _model(console, model, target, text, tokens, pairs)
+            for run in runs:
+                tables, drawings = inspect_run.look(console, Path(run), text, tokens, SINK)
+                for table in tables:
+                    _show(console, table)
+                if folder is not None:
+                    for drawing in drawings:
+                        drawing.write(folder)
+                files += tables
+            if folder is not None:
+                for table in files:
+                    table.write(folder)
         if out is not None:
-            for table in files:
-                table.write(out)
             console.print(f"{out}: {len(files)} tables as CSV and Markdown", markup=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import typer
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
             endprompt report runs/yarn runs/pi --out both.html --assets
         """
         from endprompt.errors import OutputError
+        from endprompt.io import claims
         from endprompt.report.page import write
         from endprompt.report.reading import read
 
@@ -45,10 +47,14 @@ def register(app: typer.Typer) -> None:
         page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
         folder = page.with_suffix("")
         folder = folder.with_name(f"{folder.name}-files") if assets else None
-        for path in (page, folder):
-            if path is not None and path.exists() and not force:
-                raise OutputError(f"{path} is there already: --force overwrites it")
-        written = write(found, page, assets=folder)
+        if page.exists() and not force:
+            raise OutputError(f"{page} is there already: --force overwrites it")
+        with (
+            nullcontext()
+            if folder is None
+            else claims.product(folder, "report", reads=runs, force=force)
+        ) as partial:
+            written = write(found, page, assets=partial)
         typer.echo(f"{page} ({page.stat().st_size / 1024:.0f} KiB)")
         if folder is not None:
             typer.echo(f"{folder} ({len(written) - 1} files)")

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from endprompt.errors import OutputError
-from endprompt.io import digests, files
+from endprompt.errors import DataError, OutputError
+from endprompt.io import digests, files, records
+from endprompt.record import Claim
 
 CLAIM = "claim.json"
-FORMAT = 1
 TRIES = 5
 UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 """What a file system answers that can't lock a folder: then there is no lock."""
@@ -35,12 +35,14 @@ class Output:
     kind     which command it belongs to
     lock     open file descriptor; children that keep it open keep the hold
     claimed  settings of the claim that stands in it, None before there is one
+    written  whether this process wrote the claim
     """
 
     folder: Path
     kind: str
     lock: int
     claimed: dict[str, Any] | None
+    written: bool = False
 
     def require(self, settings: dict[str, Any]) -> None:
         """Refuse a folder that was claimed with other settings. Raises OutputError naming them."""
@@ -69,8 +71,8 @@ class Output:
 
     def _write(self, settings: dict[str, Any] | None) -> None:
         if first_rank():
-            value = {"endprompt": self.kind, "format": FORMAT, "settings": settings}
-            files.write_json(self.folder / CLAIM, value)
+            _write(self.folder / CLAIM, Claim(endprompt=self.kind, settings=settings))
+            self.written = True
 
 
 @contextlib.contextmanager
@@ -87,8 +89,8 @@ def output(
     reads  what the command reads: paths, and names of other things, which are left alone
     ours   whether a folder without a claim is the command's all the same
 
-    Leavings of a killed process are removed. A block that ends without a claim leaves no folder
-    that it made. Of several ranks the first one holds the folder for all.
+    Leavings of a killed process are removed. A block that ends without a file but its claim leaves
+    neither claim nor folder. Of several ranks the first one holds the folder for all.
 
     Raises OutputError where another process holds it, where it is, or holds, something that is
     read, where it holds other files, and where it can't be written.
@@ -104,11 +106,14 @@ def output(
             _require_empty(folder)
         if made is None:
             files.clear_leavings(folder)
-        yield Output(folder, kind, lock, claim and claim["settings"])
+        held = Output(folder, kind, lock, claim.settings if claim else None)
+        try:
+            yield held
+        finally:
+            if held.written:
+                _withdraw(folder)
     finally:
-        if made is not None:
-            _remove_empty(folder, made)
-        os.close(lock)
+        _let_go(folder, made, lock)
 
 
 @contextlib.contextmanager
@@ -133,12 +138,59 @@ def product(
         with files.building(folder, replace=True) as partial:
             yield partial
             _require_replaceable(folder, kind, force=force)
-            value = {"endprompt": kind, "format": FORMAT, "settings": {}}
-            files.write_json(partial / CLAIM, value | {"files": digests.of_folder(partial)})
+            found = digests.of_folder(partial)
+            _write(partial / CLAIM, Claim(endprompt=kind, settings={}, files=found))
     finally:
-        if made is not None:
-            _remove_empty(folder, made)
-        os.close(lock)
+        _let_go(folder, made, lock)
+
+
+def cached(folder: Path, build: Callable[[Path], None]) -> Path:
+    """A folder that is made once, by whoever comes first; others wait for it.
+
+    build  fills an empty folder
+
+    Its claim lies beside it, so that it holds nothing but what was built. Raises OutputError for
+    one that was changed since.
+    """
+    beside = folder.with_name(f".{folder.name}.{CLAIM}")
+    if _is_filled(folder):
+        _require_unchanged(folder, beside)
+        return folder
+    made, lock = _hold(folder, wait=True)
+    try:
+        if not _is_filled(folder):
+            with files.building(folder) as partial:
+                build(partial)
+                found = digests.of_folder(partial)
+            _write(beside, Claim(endprompt="cache", files=found))
+    finally:
+        _let_go(folder, made, lock)
+    return folder
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _require_unchanged(folder: Path, beside: Path) -> None:
+    """Refuse a folder that is not what was built; one of before there were claims is taken."""
+    if not beside.is_file():
+        return
+    try:
+        named = records.read(beside, Claim).files or {}
+        now = digests.of_folder(folder)
+        other = sorted(name for name in {*named, *now} if named.get(name) != now.get(name))
+    except DataError:
+        other = [beside.name]
+    if other:
+        raise OutputError(
+            f"{folder} was changed after it was made ({', '.join(other[:3])}): remove it and "
+            f"{beside.name}, and it is made again"
+        )
+
+
+def _write(path: Path, claim: Claim) -> None:
+    files.write_json(path, claim.model_dump(exclude_none=True))
 
 
 def _require_replaceable(folder: Path, kind: str, *, force: bool) -> None:
@@ -150,9 +202,8 @@ def _require_replaceable(folder: Path, kind: str, *, force: bool) -> None:
     if not force:
         raise OutputError(f"{folder} is there already: choose another --out, or give --force")
     now = digests.of_folder(folder)
-    named = claim.get("files")
-    known = named if isinstance(named, dict) else {}
-    other = sorted(name for name in now if name != CLAIM and now[name] != known.get(name))
+    named = claim.files or {}
+    other = sorted(name for name in now if name != CLAIM and now[name] != named.get(name))
     if other:
         raise OutputError(
             f"{folder} holds files that were added or changed ({', '.join(other[:3])}): "
@@ -166,27 +217,18 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     Raises OutputError for a claim that can't be read.
     """
     claim = _read(folder)
-    return claim and claim["settings"]
+    return claim.settings if claim else None
 
 
-def _read(folder: Path, kind: str | None = None) -> dict[str, Any] | None:
+def _read(folder: Path, kind: str | None = None) -> Claim | None:
     """The claim in a folder, None where there is none; OutputError for one of another kind."""
     path = folder / CLAIM
-    try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return None
-    except (ValueError, RecursionError, OSError):
-        found = None
-    if isinstance(found, dict) and {"recipe_hash", "model"} <= found.keys():
-        found = {"endprompt": "train", "format": FORMAT, "settings": found}  # before format 1
-    if not isinstance(found, dict) or not isinstance(found.get("settings", 0), dict | None):
-        raise OutputError(f"{path} is not a run's record: choose another --out")
-    if found.get("format") != FORMAT:
-        raise OutputError(f"{path} is of another version of endprompt: choose another --out")
-    if kind is not None and found.get("endprompt") != kind:
+    found = records.read(path, Claim, error=OutputError)
+    if kind not in (None, found.endprompt):
         raise OutputError(
-            f"{folder} belongs to `endprompt {found.get('endprompt')!s:.20}`: choose another --out"
+            f"{folder} belongs to `endprompt {found.endprompt:.20}`: choose another --out"
         )
     return found
 
@@ -210,7 +252,7 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _hold(folder: Path) -> tuple[Path | None, int]:
+def _hold(folder: Path, *, wait: bool = False) -> tuple[Path | None, int]:
     """Make and lock a folder: the topmost folder that was made for it, and the descriptor."""
     for _ in range(TRIES):
         absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -221,7 +263,7 @@ def _hold(folder: Path) -> tuple[Path | None, int]:
         except OSError as error:
             raise OutputError(f"cannot use folder {folder}: {error.strerror}") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 os.close(lock)
@@ -233,6 +275,23 @@ def _hold(folder: Path) -> tuple[Path | None, int]:
                 return made, lock
         os.close(lock)  # its holder has replaced or removed it meanwhile
     raise OutputError(f"another process is writing {folder}: choose another --out")
+
+
+def _withdraw(folder: Path) -> None:
+    """Remove a claim under which nothing was made, and the empty folders beside it."""
+    found = sorted(folder.rglob("*"), reverse=True)
+    if [path for path in found if not path.is_dir()] == [folder / CLAIM]:
+        (folder / CLAIM).unlink()
+        for path in found:
+            if path.is_dir():
+                path.rmdir()
+
+
+def _let_go(folder: Path, made: Path | None, lock: int) -> None:
+    """Unlock a folder; remove it where it was made and stayed empty."""
+    if made is not None:
+        _remove_empty(folder, made)
+    os.close(lock)
 
 
 def _require_empty(folder: Path) -> None:

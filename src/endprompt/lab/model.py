@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endprompt.io import files
+from endprompt.io import claims, files
 from endprompt.lab.language import BOS, END, VOCABULARY, Ints, Kind, document, examination
 
 if TYPE_CHECKING:
@@ -186,14 +186,4 @@ def folder_of(base: Base, seed: int, cache: Path) -> Path:
 
 def get(base: Base, seed: int, cache: Path) -> Path:
     """Folder of a trained base; trained now when the cache has none."""
-    import shutil
-    import tempfile
-
-    folder = folder_of(base, seed, cache)
-    if not (folder / "base.json").is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as partial:
-            train(base, seed, Path(partial) / "base")
-            shutil.rmtree(folder, ignore_errors=True)
-            (Path(partial) / "base").rename(folder)
-    return folder
+    return claims.cached(folder_of(base, seed, cache), lambda folder: train(base, seed, folder))

