@@ -201,3 +201,45 @@ def test_the_first_word_verify_or_show_is_a_command_and_help_is_that_of_sources(
         assert "prepare verify" in printed
     assert run(["prepare", "show", "--help"]) == 0
     assert "--row" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["run", "sources", "prepare"])
+def test_an_input_may_have_any_name(
+    name: str, tmp_path: Path, tokenizer_folder: str, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(TEXT)
+    assert run(["prepare", name, "-t", tokenizer_folder, "-o", "out"]) == 0
+
+
+def test_a_name_that_is_not_utf8_is_prepared(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    path = folder / os.fsdecode(b"caf\xe9.txt")
+    path.write_text(TEXT)
+    for number, spec in enumerate((path, folder)):
+        out = str(tmp_path / f"out{number}")
+        assert run(["prepare", str(spec), "-t", tokenizer_folder, "-o", out]) == 0
+    path.unlink()
+    assert run(["prepare", str(path), "-t", tokenizer_folder, "-o", str(tmp_path / "out2")]) == 1
+    assert "caf\\xe9.txt" in capsys.readouterr().err
+
+
+def test_chats_are_prepared_with_the_template(tmp_path: Path, tokenizer, capsys) -> None:
+    folder = tmp_path / "model"
+    tokenizer.save_pretrained(folder)
+    path = tmp_path / "a.jsonl"
+    row = {"messages": [{"role": "user", "content": "the fox"}]}
+    path.write_text(json.dumps(row) + "\n")
+    words = ["prepare", str(path), "-t", str(folder), "-o", str(tmp_path / "out")]
+    assert run([*words, "--chat"]) == 1
+    assert "has no chat template" in capsys.readouterr().err
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert run(words) == 1
+    assert "--chat writes them" in capsys.readouterr().err
+    assert run([*words, "--chat"]) == 0
+    ids = datasets.load_from_disk(str(tmp_path / "out"))["train"][0]["input_ids"]
+    assert tokenizer.decode(ids) == "[user] the fox</s>"
+    assert run(words) == 1
+    assert "was prepared with" in capsys.readouterr().err

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import datasets
@@ -19,7 +23,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from endprompt.data import readers, sources
+from endprompt.data import bounds, readers, sources
+from endprompt.data.readers import Columns
 from endprompt.data.sources import Document, Meter, open_source
 from endprompt.errors import DependencyError, TextError
 
@@ -32,6 +37,14 @@ def write_text(path: Path, rows: list[str]) -> None:
 
 
 def write_jsonl(path: Path, rows: list[str]) -> None:
+    path.write_text("".join(json.dumps({"id": 1, "text": row}) + "\n" for row in rows))
+
+
+def write_json_array(path: Path, rows: list[str]) -> None:
+    path.write_text(json.dumps([{"id": 1, "text": row} for row in rows], indent=1))
+
+
+def write_json_lines(path: Path, rows: list[str]) -> None:
     path.write_text("".join(json.dumps({"id": 1, "text": row}) + "\n" for row in rows))
 
 
@@ -73,6 +86,8 @@ WRITERS = {
     "a.txt": write_text,
     "a.md": write_text,
     "a.jsonl": write_jsonl,
+    "a.json": write_json_array,
+    "lines.json": write_json_lines,
     "a.parquet": write_parquet,
     "a.arrow": write_arrow,
     "file.arrow": write_arrow_file,
@@ -131,11 +146,9 @@ def test_every_format_cut_short_is_an_error(tmp_path: Path, name: str, suffix: s
     data = path.read_bytes()
     for cut in (len(data) // 2, len(data) - 3):
         path.write_bytes(data[:cut])
-        if name in ("a.jsonl", "a.csv") and not suffix:
+        if name in ("a.jsonl", "a.csv", "lines.json") and not suffix:
             read_or_message(path)  # a lost end can't always be noticed
             continue
-        if name.endswith(".arrow") and name != "file.arrow" and not suffix and cut == len(data) - 3:
-            continue  # nothing but the end mark is lost
         with pytest.raises(TextError, match=r"broken or cut short|cannot read") as error:
             list(open_source(path).documents(Counter()))
         assert path.name in str(error.value)
@@ -203,7 +216,7 @@ def test_any_bytes_give_documents_or_one_error(tmp_path: Path, suffix: str, data
 def test_every_json_row_is_a_document_or_a_counted_drop(rows: list[object]) -> None:
     lines = "".join(json.dumps({"text": row}) + "\n" for row in ["start", *rows])
     raw = io.BytesIO(lines.encode())
-    items = list(readers.read("a.jsonl", "a.jsonl", raw, "jsonl", None))
+    items = list(readers.read("a.jsonl", "a.jsonl", raw, "jsonl", Columns()))
     assert len(items) == len(rows) + 1
     for row, item in zip(rows, items[1:], strict=True):
         if isinstance(row, str) and row.strip() and "\0" not in row:
@@ -261,7 +274,7 @@ def test_bad_bytes_in_a_table_are_a_drop(case: str, kind: str) -> None:
             with pa.ipc.new_stream(raw, table.schema) as stream:
                 stream.write_table(table)
         raw.seek(0)
-    bad, good = readers.read("a", "a", raw, kind, None)
+    bad, good = readers.read("a", "a", raw, kind, Columns())
     assert isinstance(bad, readers.Fault)
     assert bad.reason == reason
     assert isinstance(good, Document)
@@ -302,27 +315,27 @@ def test_csv_with_an_open_quote_is_an_error(tmp_path: Path) -> None:
         list(open_source(path).documents())
 
 
-@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_document_above_the_limit_is_a_drop(kind: str, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "LIMIT_BYTES", 100)
+    monkeypatch.setattr(bounds, "DOCUMENT_BYTES", 100)
     long = "x" * 250
-    if kind == "text":
-        raw, expected = io.BytesIO(long.encode()), 1
-    elif kind == "jsonl":
+    if kind == "jsonl":
         lines = [json.dumps({"text": text}) for text in ("good", long, "good")]
-        raw, expected = io.BytesIO("\n".join(lines).encode()), 3
+        raw = io.BytesIO("\n".join(lines).encode())
+    elif kind == "csv":
+        raw = io.BytesIO(f"text\ngood\n{long}\ngood\n".encode())
     else:
-        raw, expected = io.BytesIO(), 3
+        raw = io.BytesIO()
         pq.write_table(pa.table({"text": ["good", long, "good"]}), raw)
         raw.seek(0)
-    items = list(readers.read("a", "a", raw, kind, None))
-    assert len(items) == expected
+    items = list(readers.read("a", "a", raw, kind, Columns()))
+    assert len(items) == 3
     assert [item.reason for item in items if isinstance(item, readers.Fault)] == ["too long"]
 
 
 def test_a_line_of_many_megabytes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    long = "word " * 4_000_000
+    long = "word " * 3_000_000
     path.write_text(json.dumps({"text": long}) + "\n" + json.dumps({"text": "next"}) + "\n")
     assert texts(path) == [long, "next"]
 
@@ -404,7 +417,7 @@ def test_token_ids_with_a_null_inside_are_a_drop() -> None:
     raw = io.BytesIO()
     pq.write_table(pa.table({"input_ids": [[1, None], [2]]}), raw)
     raw.seek(0)
-    bad, good = readers.read("a", "a", raw, "parquet", None)
+    bad, good = readers.read("a", "a", raw, "parquet", Columns())
     assert isinstance(bad, readers.Fault)
     assert bad.reason == "not text"
     assert isinstance(good, Document)
@@ -593,3 +606,167 @@ def test_kinds_are_read_from_names() -> None:
     assert sources._kind("s3://b/a.JSONL.GZ") == ("jsonl", "gzip")
     assert sources._kind("https://h/a.parquet?download=true") == ("parquet", None)
     assert sources._kind("notes.zst") == ("text", "zstd")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"text": "one"}, {"text": "two"}]', ["one", "two"]),
+        ('\ufeff \n[\n{"text": "one"}\n]\n', ["one"]),
+        ('{"text": "one"}\n{"text": "two"}', ["one", "two"]),
+        ('{"text": "one"}', ["one"]),
+        ('{\n  "text": "one"\n}\n', ["one"]),
+    ],
+)
+def test_json_is_read_as_records(tmp_path: Path, content: str, expected: list[str]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="utf-8")
+    assert texts(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "one"}', "broken or cut short"),
+        ('[{"text": "one"}] {"text": "two"}', "broken or cut short"),
+        ("plain words", "holds no JSON records"),
+        ("", "holds no JSON records"),
+        ('{"data": [{"text": "one"}]}', "which column of a.json is the text"),
+    ],
+)
+def test_json_that_holds_no_records_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(TextError, match=message):
+        list(open_source(path).documents(Counter()))
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\v", "\x1c", "\r"])
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_line_of_json_ends_at_a_line_feed_alone(
+    tmp_path: Path, character: str, suffix: str
+) -> None:
+    rows = [f"one{character}two", "three"]
+    path = tmp_path / f"a.jsonl{suffix}"
+    lines = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(PACKERS[suffix](lines.encode()))
+    assert texts(path) == rows
+
+
+@pytest.mark.parametrize("name", ["page.html", "feed.XML", "notes.ipynb", "paper.pdf.gz"])
+def test_marked_up_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("<p>text</p>")
+    for spec in (tmp_path / name, f"{tmp_path}/*"):
+        with pytest.raises(TextError, match="make plain text of it first"):
+            open_source(spec)
+
+
+def test_a_file_of_another_kind_says_what_it_is_taken_for(tmp_path: Path) -> None:
+    for name in ("a.py", "b.tex", "c.txt"):
+        (tmp_path / name).write_text("x = 1")
+    assert open_source(tmp_path / "a.py").notes() == ["read as plain text: a.py"]
+    assert open_source(f"{tmp_path}/*").notes() == ["read as plain text: a.py and 1 more"]
+    assert open_source(tmp_path / "c.txt").notes() == []
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def write_chats(path: Path) -> None:
+    table = pa.table({"messages": [CHAT, CHAT[:1]], "id": [1, 2]})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_chats_are_written_with_the_template_on_request_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    write_chats(path)
+    for column in (None, "messages"):
+        with pytest.raises(TextError, match="holds chats in column 'messages': --chat writes"):
+            texts(path, column=column)
+
+    def render(messages: list[dict[str, str]]) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+    assert texts(path, render=render) == ["<user>Hi<assistant>Hello.", "<user>Hi"]
+
+
+def test_rows_that_the_template_refuses_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [CHAT, "no chat", [{"role": "user"}], None]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    dropped: Counter[str] = Counter()
+    source = open_source(path, render=lambda messages: messages[0]["content"])
+    assert [d.text for d in source.documents(dropped)] == ["Hi", "no chat"]
+    assert dropped == {"no chat": 1, "empty": 1}
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_as_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("text")
+    for spec in (tmp_path, tmp_path / name):
+        (document,) = open_source(spec).documents()
+        assert (document.text, document.name) == ("text", "caf\\xe9.txt")
+        assert document.origin.encode()
+    assert open_source(tmp_path).identity()[0]["file"].encode()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    """A folder and the address at which it is served, without ranges."""
+    handler = partial(_Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_read_over_http(served, name: str, suffix: str) -> None:
+    folder, address = served
+    path = make(folder, name, suffix)
+    expected = ROWS[:1] if name in ("a.txt", "a.md") else ROWS
+    assert texts(f"{address}/{path.name}") == expected
+
+
+def test_no_secret_of_an_url_is_in_names_or_errors(served) -> None:
+    folder, address = served
+    make(folder, "a.jsonl")
+    url = address.replace("//", "//me:hunter2@")
+    source = open_source(f"{url}/a.jsonl?X-Amz-Signature=ab12cd&n=a/b")
+    documents = list(source.documents())
+    assert documents[0].name == "a.jsonl:1"
+    told = [source.name, str(source.identity()), *(d.origin + d.name for d in documents)]
+    with pytest.raises(TextError) as error:
+        list(open_source(f"{url}/none.jsonl?X-Amz-Signature=ab12cd").documents())
+    for text in (*told, str(error.value)):
+        assert "hunter2" not in text
+        assert "ab12cd" not in text
+
+
+def test_json_in_a_folder_is_passed_over_and_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "config.json").write_text('{"key": 1}')
+    source = open_source(tmp_path)
+    assert [d.text for d in source.documents()] == ["one"]
+    assert source.notes() == [
+        f"passed over in {tmp_path}: 1 .json (records in JSON are read by name: "
+        f"'{tmp_path}/*.json')"
+    ]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(TextError, match=r"but 1 \.json: name them"):
+        open_source(tmp_path)

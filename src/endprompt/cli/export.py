@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from endprompt.cli.groups import DIRECT, DirectOrCommand
 
 if TYPE_CHECKING:
     from endprompt.export.verify import Verified
 
-RUN = "run"
-
-
-class _RunOrVerb(TyperGroup):
-    """`export verify` is a command; any other first word is a run."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = bool(args) and args[0] in self.commands
-        return super().parse_args(ctx, args if known else [RUN, *args])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return ("" if name == RUN else name), command, rest
-
 
 def register(app: typer.Typer) -> None:
     """Add the verb with its two commands."""
-    verb = typer.Typer(cls=_RunOrVerb)
-    verb.command(RUN, hidden=True)(export)
+    verb = typer.Typer(cls=DirectOrCommand)
+    verb.command(DIRECT, hidden=True)(export)
     verb.command("verify")(verify)
     app.add_typer(verb, name="export", help="Write a checkpoint that engines load with its window.")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from endprompt import units
+from endprompt.cli.groups import DIRECT, DirectOrCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,26 +17,13 @@ if TYPE_CHECKING:
     from endprompt.data.rows import Row
     from endprompt.data.tokens import TokenDocuments
 
-SOURCES = "sources"
 SHOWN_CHARACTERS = 240
-
-
-class _SourcesOrVerb(TyperGroup):
-    """`prepare verify` and `prepare show` are commands; any other first word is a source."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = bool(args) and args[0] in self.commands
-        return super().parse_args(ctx, args if known else [SOURCES, *args])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return ("" if name == SOURCES else name), command, rest
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb with its two commands."""
-    verb = typer.Typer(cls=_SourcesOrVerb)
-    verb.command(SOURCES, hidden=True)(prepare)
+    verb = typer.Typer(cls=DirectOrCommand)
+    verb.command(DIRECT, hidden=True)(prepare)
     verb.command("verify")(verify)
     verb.command("show")(show)
     app.add_typer(verb, name="prepare", help="Turn documents into tokens on disk, verified.")
@@ -46,7 +33,8 @@ def prepare(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders or globs of txt, md, jsonl, csv, parquet, arrow (also .gz, .zst); "
+            help="Files, folders or globs of txt, md, jsonl, json, csv, parquet, arrow (also .gz, "
+            ".zst); "
             "URLs (s3://, gs://, https://, hf://); hub data sets (owner/name or "
             "owner/name:config, streamed); '-' for standard input."
         ),
@@ -84,6 +72,12 @@ def prepare(
             show_default="text, content, input_ids, or the only column of text",
         ),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Rows are chats (`messages`): write them with the chat template."
+        ),
+    ] = False,
     split: Annotated[str, typer.Option(help="Split of hub data sets.")] = "train",
     push: Annotated[
         str | None,
@@ -119,6 +113,7 @@ def prepare(
         hub.check(push)
     from rich.console import Console
 
+    from endprompt.data.chats import renderer
     from endprompt.data.mixture import Weighted, load_mixture
     from endprompt.data.prepare import Options
     from endprompt.data.prepare import prepare as run
@@ -132,11 +127,17 @@ def prepare(
         max_tokens=units.amount(max_tokens) if max_tokens else None,
         min_document_tokens=min_document_tokens,
     )
-    if mixture:
-        weighted = load_mixture(mixture)
-    else:
-        weighted = [Weighted(open_source(s, column=column, split=split)) for s in sources or ()]
     console = Console()
+    render = renderer(load_tokenizer(tokenizer)) if chat else None
+    if mixture:
+        weighted = load_mixture(mixture, render=render)
+    else:
+        weighted = [
+            Weighted(open_source(spec, column=column, split=split, render=render))
+            for spec in sources or ()
+        ]
+    for note in chain.from_iterable(entry.source.notes() for entry in weighted):
+        console.print(note, markup=False)
     loaded = load_tokenizer(tokenizer)
     with _progress(console) as report:
         manifest = run(weighted, loaded, out, options=options, force=force, report=report)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from endprompt.data.encoder import Encoder
-from endprompt.data.readers import Document, Item
+from endprompt.data.readers import Document, Item, Render
 from endprompt.data.sources import Meter, Source, open_source
 from endprompt.errors import DataError, TextError
 
@@ -43,8 +43,8 @@ class _Spec(BaseModel):
     sources: Annotated[list[_Entry], Field(min_length=1)]
 
 
-def load_mixture(path: Path) -> list[Weighted]:
-    """Sources and weights of a YAML file.
+def load_mixture(path: Path, *, render: Render | None = None) -> list[Weighted]:
+    """Sources and weights of a YAML file; with `render`, all of them hold chats.
 
         sources:
           - {source: books/*.txt, weight: 3}
@@ -64,7 +64,10 @@ def load_mixture(path: Path) -> list[Weighted]:
     if any(entry.source == "-" for entry in spec.sources):
         raise TextError(f"mixture {path}: standard input has no weight: give it as SOURCE alone")
     return [
-        Weighted(open_source(entry.source, column=entry.column, split=entry.split), entry.weight)
+        Weighted(
+            open_source(entry.source, column=entry.column, split=entry.split, render=render),
+            entry.weight,
+        )
         for entry in spec.sources
     ]
 
@@ -118,7 +121,7 @@ class Reading:
                 pass
             if self._hashes[number].hexdigest() != content:
                 raise DataError(
-                    f"{self._sources[number].source.spec} changed in what was read of it before: "
+                    f"{self._sources[number].source.name} changed in what was read of it before: "
                     "use --force to start anew"
                 )
         self._spent = cursor.spent[:]
@@ -190,10 +193,11 @@ def describe(sources: Sequence[Weighted]) -> list[dict[str, Any]]:
     """What the user asked for, as settings that a resumed run must share."""
     return [
         {
-            "source": entry.source.spec,
-            "column": entry.source.column,
+            "source": entry.source.name,
+            "column": entry.source.columns.name,
             "split": getattr(entry.source, "split", None),
             "weight": entry.weight,
+            **({"chat": True} if entry.source.columns.render else {}),
         }
         for entry in sources
     ]

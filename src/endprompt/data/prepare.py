@@ -37,7 +37,7 @@ from endprompt.data.sources import Meter
 from endprompt.data.tokens import encode_documents
 from endprompt.errors import DataError, TextError
 from endprompt.io import claims
-from endprompt.io.files import sha256_file, write_json, writing
+from endprompt.io.files import sha256_file, sha256_of, write_json, writing
 
 PART_TOKENS = 2**24
 BATCH_DOCUMENTS = 4096
@@ -104,6 +104,7 @@ def prepare(
         "format_version": FORMAT_VERSION,
         "tokenizer": encoder.digest,
         "sources": describe(sources),
+        "chat_template": _chat_template(sources, tokenizer),
         **asdict(options),
     }
     name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
@@ -197,10 +198,10 @@ class _Run:
                         tally.finished = True
                         break
                     continue
-                reason = f"fewer than {least} tokens"
+                reason, rows = f"fewer than {least} tokens", 1
             else:
-                reason = item.reason
-            tally.dropped[source][reason] = tally.dropped[source].get(reason, 0) + 1
+                reason, rows = item.reason, item.rows
+            tally.dropped[source][reason] = tally.dropped[source].get(reason, 0) + rows
         tally.cursor = batch.cursor
         if self.waiting_tokens >= self.options.part_tokens and not tally.finished:
             self._close_parts(tally)
@@ -316,6 +317,13 @@ def _batches(reading: Reading) -> Iterator[_Batch]:
     yield _Batch(items, reading.cursor())
 
 
+def _chat_template(sources: Sequence[Weighted], tokenizer: Any) -> str | None:
+    """Digest of the template that chats are written with; None where there are none."""
+    if not any(entry.source.columns.render for entry in sources):
+        return None
+    return sha256_of(tokenizer.chat_template)
+
+
 def _is_held_out(ids: np.ndarray, share: float) -> bool:
     """Decided by the document's content, so that equal documents fall on the same side."""
     if not share:
@@ -351,7 +359,7 @@ def _finished(
     for entry, before in zip(sources, manifest["sources"], strict=True):
         if before["files"] != entry.source.identity():
             raise DataError(
-                f"files of {entry.source.spec} are not those that {folder} was made of: "
+                f"files of {entry.source.name} are not those that {folder} was made of: "
                 "choose another --out, or --force to replace it"
             )
     (folder / JOURNAL).unlink(missing_ok=True)
@@ -362,7 +370,11 @@ def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     for key in now:
         if before.get(key) == now[key]:
             continue
-        words = {"tokenizer": "another tokenizer", "sources": "other sources, columns or weights"}
+        words = {
+            "tokenizer": "another tokenizer",
+            "sources": "other sources, columns or weights",
+            "chat_template": "another chat template",
+        }
         plain = f"{key} {json.dumps(before.get(key))}, not {json.dumps(now[key])}"
         raise DataError(
             f"{folder} was prepared with {words.get(key, plain)}: choose another --out, "
