@@ -140,7 +140,7 @@ def test_questions_weigh_too_unless_answers_only() -> None:
     [
         (Terminal(cue="ep1"), 20, "rows of 20 tokens leave 0 for the prefix beside terminals of"),
         (Terminal(cue="ep3"), 4, "rows of 4 tokens leave 0 .* needs 1: raise rows.tokens"),
-        (Terminal(cue="recall"), 120, "rows of 120 tokens leave .* raise rows.tokens"),
+        (Terminal(cue="recall"), 20, "rows of 20 tokens leave .* raise rows.tokens to"),
     ],
 )
 def test_rows_too_short_for_their_terminal_are_refused(
@@ -148,6 +148,24 @@ def test_rows_too_short_for_their_terminal_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         write(terminal, length)
+
+
+@pytest.mark.parametrize("length", [120, 160, 256, 400])
+def test_a_recall_terminal_sizes_itself_to_a_short_row_and_says_so(
+    length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = Terminal(cue="recall", anchors=2, place="stratified", recall=Recall(facts=8, quotes=8))
+    content = write(wide, length)
+    assert len(content.prefix_P) + sum(len(s.tokens) for s in content.terminals) == length
+    assert all((segment.weights > 0).any() for segment in content.terminals)
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert f"rows of {length} tokens hold" in said
+    assert "questions of the recall terminal: rows.tokens" in said
+
+
+def test_a_row_that_holds_all_questions_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    write(Terminal(cue="recall"), 2000)
+    assert caplog.records == []
 
 
 @given(st.integers(0, 50), st.lists(st.integers(1, 9), max_size=4), st.integers(0, 99))

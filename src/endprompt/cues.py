@@ -7,6 +7,7 @@ signal goes with their loss; a recall terminal asks for what only the prefix can
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,13 @@ class Content:
     terminals: list[Segment]
 
 
+log = logging.getLogger(__name__)
+Fact = tuple[Ints, Ints, Ints]
+"""A statement to plant, the question that asks for it, and its answer."""
+Span = tuple[int, int]
+"""Tokens of a quote that are given, and tokens that are asked."""
+
+
 class CueWriter:
     """Writes the terminals of a recipe with a model's tokenizer.
 
@@ -67,6 +75,7 @@ class CueWriter:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, Ints] = {}
+        self._said_short = False
 
     def encode(self, text: str) -> Ints:
         """Token ids int[n] without special tokens; fixed words are encoded once."""
@@ -124,12 +133,16 @@ class CueWriter:
         if least > P:
             raise RecipeError(
                 f"rows of {row_tokens} tokens leave {max(P, 0)} for the prefix beside terminals "
-                f"of {terminal_tokens}, and it needs {least}: raise rows.tokens or shorten the cue"
+                f"of {terminal_tokens}, and it needs {least}: raise rows.tokens to "
+                f"{terminal_tokens + least} or shorten the cue"
             )
         return P
 
     def _recall(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
-        """Facts are planted first, then every anchor asks its share of facts and new quotes."""
+        """Facts are planted first, then every anchor asks its share of facts and new quotes.
+
+        A row too short for all of them asks fewer, one of each anchor at least.
+        """
         recall = terminal.recall
         anchors = range(terminal.anchors)
         things = rng.permutation(len(NAMES) * len(PLACES))  # no two facts of a row share one
@@ -146,15 +159,11 @@ class CueWriter:
             for _ in anchors
         ]  # fmt: skip
         opening, closing = self.encode('\n"...'), self.encode('..."')
-        terminal_tokens = sum(
-            sum(len(question) + len(answer) for _, question, answer in facts[n])
-            + sum(cue + answer + len(opening) + len(closing) for cue, answer in spans[n])
-            for n in anchors
-        )
+        marks = len(opening) + len(closing)
+        self._fit(facts, spans, marks, len(text_T))
         planted = [statement for group in facts for statement, _, _ in group]
-        longest = max((cue + answer for group in spans for cue, answer in group), default=1)
         P = self._prefix_length(
-            len(text_T), terminal_tokens, least=sum(map(len, planted)) + longest
+            len(text_T), _terminal_tokens(facts, spans, marks), least=_least_prefix(facts, spans)
         )
         prefix_P = plant(text_T[: P - sum(map(len, planted))], planted, rng)
 
@@ -171,6 +180,21 @@ class CueWriter:
             segments.append(_segment(parts, terminal.weight, recall))
         return Content(prefix_P, segments)
 
+    def _fit(
+        self, facts: list[list[Fact]], spans: list[list[Span]], marks: int, row_tokens: int
+    ) -> None:
+        """Leave out what the row can't hold, and say so once."""
+        wanted, needed = sum(map(len, facts + spans)), _recall_tokens(facts, spans, marks)
+        while _recall_tokens(facts, spans, marks) > row_tokens and _drop_one(facts, spans):
+            pass
+        held = sum(map(len, facts + spans))
+        if held < wanted and not self._said_short:
+            self._said_short = True
+            log.warning(
+                "rows of %d tokens hold %d of the %d questions of the recall terminal: "
+                "rows.tokens %d holds all", row_tokens, held, wanted, needed,
+            )  # fmt: skip
+
     def _fact(self, which: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
         """A statement to plant, the question that asks for it, and its answer."""
         answer = str(rng.integers(10**5, 10**6))
@@ -178,6 +202,33 @@ class CueWriter:
         statement = self.encode(f" The number that opens {thing} is {answer}.")
         question = self.encode(f"\nWhich number opens {thing}?")
         return statement, question, self.encode(f" {answer}")
+
+
+def _terminal_tokens(facts: list[list[Fact]], spans: list[list[Span]], marks: int) -> int:
+    """Tokens of all questions with their answers; `marks` are those around a quote."""
+    asked = sum(len(question) + len(answer) for group in facts for _, question, answer in group)
+    return asked + sum(cue + answer + marks for group in spans for cue, answer in group)
+
+
+def _least_prefix(facts: list[list[Fact]], spans: list[list[Span]]) -> int:
+    """Tokens of the statements planted in the prefix, and of the longest quote."""
+    longest = max((cue + answer for group in spans for cue, answer in group), default=1)
+    return sum(len(statement) for group in facts for statement, _, _ in group) + longest
+
+
+def _recall_tokens(facts: list[list[Fact]], spans: list[list[Span]], marks: int) -> int:
+    """Tokens of the shortest row that holds these."""
+    return _terminal_tokens(facts, spans, marks) + _least_prefix(facts, spans)
+
+
+def _drop_one(facts: list[list[Fact]], spans: list[list[Span]]) -> bool:
+    """Leave out a quote or a fact of the anchor that asks most; False where each asks one thing."""
+    asks = [len(group) + len(quotes) for group, quotes in zip(facts, spans, strict=True)]
+    n = max(range(len(asks)), key=asks.__getitem__)
+    if asks[n] <= 1:
+        return False
+    (facts[n] if len(facts[n]) >= len(spans[n]) else spans[n]).pop()
+    return True
 
 
 def plant(text: Ints, statements: list[Ints], rng: np.random.Generator) -> Ints:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_lm import tiny_engine, tiny_model, tiny_tokenizer
 
 from endprompt.errors import EvaluationError
-from endprompt.eval.engine import Context
+from endprompt.eval.engine import Coder, Context
 from endprompt.eval.needle import (
     SNAP,
     keys_and_answers,
@@ -20,7 +20,7 @@ from endprompt.eval.needle import (
     sentence,
 )
 from endprompt.eval.perplexity import loss_by_position
-from endprompt.eval.window import WindowCheck, window_check
+from endprompt.eval.window import WindowCheck, require_room, window_check
 
 TEXT = "the old house stands near a river. people walk at night and find stones! is it so? yes. "
 
@@ -263,3 +263,21 @@ def test_errors_name_numbers_and_remedy():
         loss_by_position(engine, [document(0)], lengths=[100], last=100)
     with pytest.raises(EvaluationError, match="rising numbers from 0 to 1"):
         needle_grid(engine, [document(0)], lengths=[500], depths=[0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "needles", "said"),
+    [
+        ([100, 200], 4, "tokens"),
+        ([500, 510], 64, "needles do not fit"),
+        ([600, 10**6], 64, "ask for fewer or begin at a greater length"),
+        ([500], 0, "at least one"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_from_the_tokenizer_alone(
+    lengths: list[int], needles: int, said: str
+) -> None:
+    coder = Coder(tiny_tokenizer())
+    with pytest.raises(EvaluationError, match=said):
+        require_room(coder, lengths, needles=needles)
+    require_room(coder, [800, 2000], needles=2)

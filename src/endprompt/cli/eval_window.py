@@ -43,7 +43,10 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         wanted = units.lengths(lengths)
         from endprompt.data import holdout
         from endprompt.errors import TextError
-        from endprompt.eval.window import window_check
+        from endprompt.eval.engine import Coder
+        from endprompt.eval.window import require_room, window_check
+        from endprompt.models import embedded
+        from endprompt.models.checkpoint import load_tokenizer
 
         texts = [ids for ids in holdout.held_out_texts(data) if len(ids) >= wanted[-1]][:documents]
         if not texts:
@@ -51,6 +54,8 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
                 f"no held-out text in {data} has {wanted[-1]} tokens: lower --lengths, or "
                 f"prepare longer documents"
             )
+        tokenizer = load_tokenizer(embedded.resolve(model))
+        require_room(Coder(tokenizer), wanted, needles=needles, seed=seed)
         began = time.perf_counter()
         engine = screen.load(model, dtype)
         check = window_check(

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict
 from endprompt.distances import by_quarter
 from endprompt.errors import EvaluationError
 from endprompt.eval.needle import (
+    ADJECTIVES,
+    NOUNS,
     SETTLE,
     SNAP,
     Haystack,
@@ -47,7 +49,7 @@ from endprompt.io.files import sha256_of
 from endprompt.io.provenance import Computation
 
 if TYPE_CHECKING:
-    from endprompt.eval.engine import Context, Engine
+    from endprompt.eval.engine import Coder, Context, Engine
 
 GIVEN = 10
 CONTINUED = 20
@@ -210,6 +212,54 @@ def window_check(
     )
 
 
+class _Room:
+    """What of each length needles and questions take, known from the tokenizer alone.
+
+    Raises EvaluationError when needles do not fit between two lengths.
+    """
+
+    def __init__(
+        self, coder: Coder, lengths: list[int], needles: int, last: int, seed: int, number: int
+    ) -> None:
+        count = [round(needles * length / lengths[0]) for length in lengths]
+        most = len(ADJECTIVES) * len(NOUNS)
+        if count[-1] > most:
+            raise EvaluationError(
+                f"{needles} needles at {lengths[0]} tokens are {count[-1]} at {lengths[-1]}, and "
+                f"there are {most}: ask for fewer or begin at a greater length"
+            )
+        self.pairs = keys_and_answers(count[-1], seed, number)
+        question = len(coder.encode(QUOTE)) + GIVEN + CONTINUED
+        self.asked = max(longest_question(coder, self.pairs), question)
+        # The end of each length stays free, for the loss over the last tokens before it and for
+        # the questions.
+        self.planted = max(len(coder.encode(sentence(*pair))) for pair in self.pairs)
+        self.clear = max(last + SETTLE, self.asked)
+        margin = self.clear + self.planted + SNAP
+        self.parts: list[tuple[int, float, int]] = []
+        """(start, width of a needle's part, number of needles) between two lengths."""
+        for (low, length), more in zip(pairwise([0, *lengths]), np.diff([0, *count]), strict=True):
+            width = (length - margin - low) / max(int(more), 1)
+            if more and width < self.planted + SNAP:
+                raise EvaluationError(
+                    f"{more} needles do not fit between {low} and {length} tokens, of which the "
+                    f"last {margin} stay free: ask for fewer or space the lengths wider"
+                )
+            self.parts.append((low, width, int(more)))
+
+
+def require_room(
+    coder: Coder, lengths: Sequence[int], *, needles: int, last: int = 256, seed: int = 0
+) -> None:
+    """Refuse lengths and needles that `window_check` could not use, before a model is loaded.
+
+    Raises EvaluationError with the numbers and the remedy.
+    """
+    if needles < 1:
+        raise EvaluationError(f"{needles} needles: ask for at least one")
+    _Room(coder, checked_lengths(lengths, last), needles, last, seed, 0)
+
+
 class _Plan:
     """Where needles and quotes of one document stand."""
 
@@ -225,29 +275,16 @@ class _Plan:
         number: int,
     ) -> None:
         rng = np.random.default_rng([seed, number, 1])
-        count = [round(needles * length / lengths[0]) for length in lengths]
-        pairs = keys_and_answers(count[-1], seed, number)
-        question = len(engine.encode(QUOTE)) + GIVEN + CONTINUED
-        self.room = max(longest_question(engine, pairs), question)
-        # The end of each length stays free, for the loss over the last tokens before it and for
-        # the questions.
-        planted = max(len(engine.encode(sentence(*pair))) for pair in pairs)
-        self._clear = max(last + SETTLE, self.room)
+        room = _Room(engine, lengths, needles, last, seed, number)
+        self.room, self._clear = room.asked, room.clear
         self._needed = needles
         self._quotes = quotes
-        margin = self._clear + planted + SNAP
         places: list[int] = []
-        for (low, length), more in zip(pairwise([0, *lengths]), np.diff([0, *count]), strict=True):
-            width = (length - margin - low) / max(int(more), 1)
-            if more and width < planted + SNAP:
-                raise EvaluationError(
-                    f"{more} needles do not fit between {low} and {length} tokens, of which the "
-                    f"last {margin} stay free: ask for fewer or space the lengths wider"
-                )
+        for low, width, count in room.parts:
             # One in each equal part, at random within it.
-            slack = width - planted - SNAP
-            places += [int(low + width * n + slack * rng.random()) for n in range(int(more))]
-        self.haystack: Haystack = plant(engine, ids_T, lengths[-1], places, pairs)
+            slack = width - room.planted - SNAP
+            places += [int(low + width * n + slack * rng.random()) for n in range(count)]
+        self.haystack: Haystack = plant(engine, ids_T, lengths[-1], places, room.pairs)
         self._spans = self._find_spans(rng, lengths, quotes)
 
     def needles_at(self, length: int) -> list[Needle]:

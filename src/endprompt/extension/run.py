@@ -208,6 +208,8 @@ def make_plan(
     request: Request, model: str, say: Say, watch: jobs.Watcher, held: claims.Output
 ) -> Plan:
     """Prepare the data, check positions, count the cost; the folder is claimed at the end."""
+    from endprompt.eval.engine import Coder
+    from endprompt.eval.window import require_room
     from endprompt.models import checkpoint as models
 
     config = models.load_config(model)
@@ -226,6 +228,8 @@ def make_plan(
         raise RecipeError(
             f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
         )
+    tokenizer = models.load_tokenizer(model)
+    require_room(Coder(tokenizer), lengths, needles=request.needles)
     documents = request.documents or (4 if gpus else 1)
     settings = {
         "model": model,
@@ -241,7 +245,7 @@ def make_plan(
     held.require(settings)
     _reserve(held)
     data = request.out / "data"
-    text = _prepare(request, recipe, models.load_tokenizer(model), lengths, documents, data, say,
+    text = _prepare(request, recipe, tokenizer, lengths, documents, data, say,
                     fresh=held.claimed is None)  # fmt: skip
     documents = min(documents, text["holdout_documents"])
     arms = arms_of(recipe, request.controls)
