@@ -16,6 +16,8 @@ from endprompt.cli.app import run
 from endprompt.cli.eval_needle import draw
 from endprompt.eval.needle import NeedleGrid
 from endprompt.eval.perplexity import perplexity
+from endprompt.eval.scores import Scores
+from endprompt.io import records
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,10 @@ def test_longbench_prompts_are_written_answered_and_scored(model, tmp_path, caps
     scored = ["score", "longbench", "--dataset", "qasper_e", "--predictions", predictions]
     assert command(*scored, "--json", tmp_path / "s.json") == 0
     result = json.loads((tmp_path / "s.json").read_text())
-    assert result["score"] == 66.67
-    assert result["by_length"] == {"0-4k": 66.67, "4-8k": None, "8k+": None}
+    (row,) = result["scores"]
+    assert (row["task"], row["score"]) == ("qasper_e", 66.67)
+    assert row["detail"]["by_length"] == {"0-4k": 66.67, "4-8k": None, "8k+": None}
+    assert records.read(tmp_path / "s.json", Scores).suite == "longbench"
     shown = capsys.readouterr().out
     assert "average over data sets 66.67" in shown
     assert "average over categories 66.67" in shown

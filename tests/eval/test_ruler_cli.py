@@ -11,6 +11,8 @@ from ruler_tokenizer import write_tokenizer
 
 from endprompt.cli.app import run
 from endprompt.eval.ruler import TASKS, standin
+from endprompt.eval.scores import Scores
+from endprompt.io import records
 from endprompt.io.files import sha256_file
 
 
@@ -66,7 +68,8 @@ def test_stand_in_is_said_in_record_on_screen_and_with_the_score(
     assert run([*command, "--json", str(scores), "--data", str(out)]) == 0
     assert "squad are made-up text" in capsys.readouterr().out
     (row,) = json.loads(scores.read_text())["scores"]
-    assert (row["score"], row["nulls"], row["count"], row["length"]) == (100.0, 0, 2, 2048)
+    assert (row["score"], row["samples"], row["length"]) == (100.0, 2, 2048)
+    assert row["detail"] == {"nulls": 0}
     assert said in row["note"]
     assert run(command) == 0
     assert f"{said}: no record says" in capsys.readouterr().out
@@ -125,9 +128,10 @@ def test_a_folder_is_scored_over_tasks_and_lengths(
     assert "effective length 4096" in shown.out
     assert "8192 (target)" in shown.out
     assert "hides the target: 40.0 at 8192" in shown.err
-    summary = json.loads(out.read_text())["summary"]
+    summary = json.loads(out.read_text())["averages"]
     assert summary["effective"] == 4096
     assert len(json.loads(out.read_text())["scores"]) == 26
+    assert records.read(out, Scores).suite == "ruler"
     assert run([*command, "--length", "4096", "--task", "vt"]) == 0
     assert run(["eval", "score", "ruler", "--predictions", str(tmp_path / "none")]) == 1
     assert "no predictions in" in capsys.readouterr().err

@@ -159,6 +159,14 @@ MISTAKES = {
         ["{tiny}", "--to", "128"],
         r"target 128 tokens is not above the model's window of 128",
     ),
+    "needles that don't fit": (
+        ["{tiny}", "--needles", "64"],
+        r"64 needles do not fit between 0 and \d+ tokens",
+    ),
+    "lengths past the target": (
+        ["{tiny}", "--lengths", "1k,64k"],
+        r"--lengths go to 65536, past the target of \d+ tokens",
+    ),
     "no number": (["{tiny}", "--to", "many"], r"'many' is no number of tokens"),
     "unknown method": (["{tiny}", "--method", "recal"], r"unknown method 'recal' \(did you mean"),
     "unknown key": (["{tiny}", "--set", "training.sed=1"], r"unknown key 'training.sed' \(did you"),

@@ -93,6 +93,7 @@ def score(
     from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError
     from endprompt.eval import longbench
+    from endprompt.eval.scores import Score, written
     from endprompt.io import files
 
     if len(dataset) != len(predictions):
@@ -106,12 +107,18 @@ def score(
     ]
     show(scores)
     if out is not None:
-        found: dict[str, object] = {"scores": [row.model_dump(mode="json") for row in scores]}
-        if len(scores) == 1:
-            found |= scores[0].model_dump(mode="json")
-        if any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores):
-            found["averages"] = longbench.averages(scores).model_dump(mode="json")
-        files.write_json(out, found)
+        rows = [
+            Score(
+                task=row.dataset,
+                score=row.score,
+                samples=row.samples,
+                detail={"category": row.category, "by_length": row.by_length},
+            )
+            for row in scores
+        ]
+        english = any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores)
+        averages = longbench.averages(scores).model_dump(mode="json") if english else None
+        files.write_json(out, written("longbench", rows, averages))
 
 
 def show(scores: list) -> None:

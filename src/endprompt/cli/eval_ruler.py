@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from endprompt.eval.ruler.scoring import Summary, TaskScore
+    from endprompt.eval.scores import Score
 
 
 def register(data_app: typer.Typer, score_app: typer.Typer, eval_app: typer.Typer) -> None:
@@ -135,31 +136,38 @@ def score(
     from endprompt.eval.ruler.files import find_predictions, note, read_record
     from endprompt.eval.ruler.scoring import read_predictions
     from endprompt.eval.ruler.tasks import find_task
+    from endprompt.eval.scores import Score, written
     from endprompt.io.files import write_json
-    from endprompt.io.provenance import provenance
     from endprompt.units import lengths
 
     found = find_predictions(predictions, task, lengths(length)[0] if length else None)
     scores: dict[int, list[TaskScore]] = {}
-    rows: list[dict[str, Any]] = []
+    rows: list[Score] = []
     for item in found:
         result = score_task(item.task, read_predictions(item.path))
         record = read_record(item.data_in(data)) if data else read_record(item.path)
         at = item.length or (record or {}).get("length") or 0
         scores.setdefault(at, []).append(result)
         why = note(find_task(item.task), record["sources"] if record else None)
-        row = {key: value for key, value in asdict(result).items() if key != "per_sample"}
-        rows.append({**row, "count": result.count, "length": at or None, "note": why})
+        rows.append(
+            Score(
+                task=result.task,
+                length=at or None,
+                score=result.score,
+                samples=result.count,
+                low=result.low,
+                high=result.high,
+                note=why or "",
+                detail={"nulls": result.nulls},
+            )
+        )
     summary = summarise(scores, target=lengths(target)[0] if target else None)
     _print_scores(rows)
     if len(rows) > 1:
         _print_summary(summary)
-    _print_notes((row["task"], row["note"]) for row in rows)
+    _print_notes((row.task, row.note) for row in rows)
     if json_out:
-        content: dict[str, Any] = {"kind": "ruler-scores", "scores": rows, **provenance()}
-        if len(rows) > 1:
-            content["summary"] = asdict(summary)
-        write_json(json_out, content)
+        write_json(json_out, written("ruler", rows, asdict(summary) if len(rows) > 1 else None))
 
 
 def _versions_of(*names: str) -> dict[str, str]:
@@ -189,7 +197,7 @@ def _progress(total: int) -> Generator[Callable[[int], None]]:
         yield lambda tokens: bar.advance(number, tokens)
 
 
-def _print_scores(rows: Sequence[dict[str, Any]]) -> None:
+def _print_scores(rows: Sequence[Score]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -198,11 +206,11 @@ def _print_scores(rows: Sequence[dict[str, Any]]) -> None:
     table = Table("task", "length", "score", "95 %", "nulls")
     for row in rows:
         table.add_row(
-            row["task"],
-            str(row["length"] or "?"),
-            f"{row['score']:.2f}",
-            stats.span(row["low"], row["high"], ".1f"),
-            f"{row['nulls']}/{row['count']}",
+            row.task,
+            str(row.length or "?"),
+            f"{row.score:.2f}",
+            stats.span(row.low, row.high, ".1f"),
+            f"{row.detail['nulls']}/{row.samples}",
         )
     Console().print(table)
 
