@@ -65,7 +65,9 @@ def tiny_known(name: str, **changes: Any) -> Any:
         values.pop("num_key_value_heads")
     for key in ("num_experts", "num_local_experts"):
         if key in family.config:
-            values |= {key: 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+            values |= {key: 4, "num_experts_per_tok": 2}
+    if "moe_intermediate_size" in family.config:
+        values["moe_intermediate_size"] = 32
     if family.config.get("max_window_layers"):
         values["max_window_layers"] = 2
     for key in ("max_position_embeddings", "original_max_position_embeddings"):

@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from endprompt.cost import flops
+from endprompt.models import known
 from endprompt.recipe import Training
-from tiny_families import tiny_config, tiny_model
+from tiny_families import tiny_config, tiny_known_model, tiny_model
 
 T = 64
 
@@ -31,6 +32,31 @@ def test_forward_equals_the_counter(family: str) -> None:
     whole_square = flops.forward(decoder, T) + flops.attention(decoder, T)
     model = tiny_model(family, attention="eager")
     assert counted(model, backward=False) == pytest.approx(whole_square, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen 3 MoE", "OLMoE", "gpt-oss"])
+def test_a_mixture_is_counted_by_the_experts_that_a_token_goes_through(name: str) -> None:
+    """And kept with all of them."""
+    model = tiny_known_model(name, attention="eager")
+    model.set_experts_implementation("eager")  # torch's counter knows no grouped products
+    decoder = flops.read(model.config)
+    whole_square = flops.forward(decoder, T) + flops.attention(decoder, T)
+    assert counted(model, backward=False) == pytest.approx(whole_square, rel=0.02)  # the router
+    assert decoder.weights == pytest.approx(model.num_parameters(), rel=0.02)
+
+
+def test_big_checkpoints_are_counted_from_their_configs() -> None:
+    """Billions of weights, without one of them: of all experts, and of those that multiply."""
+    for name, weights, multiplied in (
+        ("Qwen 3 MoE", 30.5e9, 3.3e9 - 0.3e9),
+        ("gpt-oss", 20.9e9, 3.6e9),
+        ("Mixtral", 46.7e9, 12.9e9),
+        ("Gemma 3, larger (text)", 27.0e9, 27.0e9),
+        ("Llama 3.1, 3.3", 8.0e9, 7.5e9),
+    ):
+        decoder = flops.read(known.FAMILIES[name].read())
+        assert decoder.weights == pytest.approx(weights, rel=0.03), name
+        assert decoder.multiplied_weights == pytest.approx(multiplied, rel=0.1), name
 
 
 @pytest.mark.parametrize("trains", ["all", "attention", "lora", "lora+"])

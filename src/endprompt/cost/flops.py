@@ -22,7 +22,11 @@ UNGATED = ("gpt_neox", "gpt2", "gptj", "phi", "falcon", "starcoder2", "opt", "bl
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a decoder-only transformer."""
+    """Sizes of a decoder-only transformer.
+
+    intermediate         width that a token goes through: of a mixture, its experts' together
+    stored_intermediate  width that is kept: of a mixture, all experts'; 0: the same
+    """
 
     layers: int
     hidden: int
@@ -33,6 +37,7 @@ class Decoder:
     vocabulary: int
     gated: bool = True
     tied: bool = False
+    stored_intermediate: int = 0
 
     @property
     def attention_weights(self) -> int:
@@ -41,8 +46,19 @@ class Decoder:
 
     @property
     def feed_forward_weights(self) -> int:
-        """Weights of the feed-forward parts over all layers."""
-        return self.layers * (2 + self.gated) * self.hidden * self.intermediate
+        """Weights of the feed-forward parts over all layers, every expert's."""
+        return (
+            self.layers
+            * (2 + self.gated)
+            * self.hidden
+            * (self.stored_intermediate or self.intermediate)
+        )
+
+    @property
+    def multiplied_weights(self) -> int:
+        """Weights of the matrices that a token is multiplied with, the head's included."""
+        inner = self.layers * (2 + self.gated) * self.hidden * self.intermediate
+        return self.attention_weights + inner + self.head_weights
 
     @property
     def head_weights(self) -> int:
@@ -59,17 +75,35 @@ class Decoder:
 def read(config: Any) -> Decoder:
     """Sizes of a decoder from its Transformers config."""
     heads = config.num_attention_heads
+    active, stored = _widths(config)
     return Decoder(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=active,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocabulary=config.vocab_size,
         gated=config.model_type not in UNGATED,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
+        stored_intermediate=stored,
     )
+
+
+def _widths(config: Any) -> tuple[int, int]:
+    """Feed-forward width that a token goes through, and that is kept where it is more.
+
+    Layers that some families keep dense are counted as the others.
+    """
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((n for n in (getattr(config, name, None) for name in names) if n), 0)
+    if not experts:
+        return config.intermediate_size, 0
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    shared = getattr(config, "shared_expert_intermediate_size", None) or width * (
+        getattr(config, "n_shared_experts", None) or 0
+    )
+    return width * config.num_experts_per_tok + shared, width * experts + shared
 
 
 def attention(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int = 4) -> float:
@@ -86,7 +120,7 @@ def attention(decoder: Decoder, tokens: int, kind: Attention = "full", groups: i
 
 def forward(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int = 4) -> float:
     """One row of `tokens` through the model, logits of every token included."""
-    linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
+    linear = decoder.multiplied_weights
     return 2 * linear * tokens + attention(decoder, tokens, kind, groups)
 
 
@@ -124,7 +158,7 @@ def training(
     """
     if trains == "nothing":
         return Operations(0.0, 0.0)
-    linear = decoder.attention_weights + decoder.feed_forward_weights + decoder.head_weights
+    linear = decoder.multiplied_weights
     trained = {  # matrices whose gradient is a product; LoRA's own come below
         "all": linear,
         "attention": decoder.attention_weights,
