@@ -146,3 +146,28 @@ def test_shifted_attention_is_refused_where_layers_are_local(
     with pytest.raises(TrainingError, match="'gpt_oss' see 32 positions back only, and shifted"):
         train(recipe, model=str(folder / "base"), documents=Text(), target=TARGET,
               out=tmp_path / "run")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Llama 3.1, 3.3", "Gemma 3 1B", "Olmo 3", "gpt-oss", "Phi-4-mini", "Qwen 3 MoE",
+     "GPT-NeoX, Pythia", "GLM-4", "SmolLM3", "Vicuna 16K (linear)"],
+)  # fmt: skip
+def test_export_of_a_family_passes_its_own_check_past_the_old_window(
+    name: str, runs: dict[str, Any], tmp_path: Path
+) -> None:
+    from endprompt.export import checkpoint as exporting
+    from endprompt.export import verify
+
+    folder, wanted = runs[name]
+    done = exporting.export(folder / "run", tmp_path / "out", tokens=TINY_WINDOW + 90)
+    found = verify.verify(done.folder)
+    assert [check for check in found.checks if not check.passed] == []
+    config = json.loads((done.folder / "config.json").read_text())
+    if wanted["rope_type"] == "llama3":
+        assert config["original_max_position_embeddings"] == 32, "the original, not the base's"
+    damaged = dict(config)
+    damaged["rope_theta"] = 123.0
+    (done.folder / "config.json").write_text(json.dumps(damaged))
+    faults = {check.name for check in verify.verify(done.folder).checks if not check.passed}
+    assert "RoPE for readers of the older layout" in faults

@@ -212,8 +212,7 @@ class Engine(Coder):
     @property
     def length_dependent(self) -> bool:
         """RoPE frequencies change with the prompt's length: prompts are read in one piece."""
-        parameters = getattr(self._text_config, "rope_parameters", None) or {}
-        return parameters.get("rope_type") in LENGTH_DEPENDENT
+        return rope.of_global_layers(self._text_config).get("rope_type") in LENGTH_DEPENDENT
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from endprompt import __version__
+from endprompt import __version__, rope
 from endprompt.errors import DataError, ModelError, RopeError
 from endprompt.export import card, engines, reference
 from endprompt.io import claims, files, records
@@ -127,7 +128,7 @@ def export(
         import torch
 
         models.write(trained.to(getattr(torch, dtype)), tokenizer, partial, source.target)
-        max_positions = _complete(partial, window, dtype)
+        max_positions = _complete(partial, dtype)
         _carry_licence(source.base, partial)
         for path in partial.glob("*.safetensors"):
             # safetensors makes it the owner's alone: a server is often another user
@@ -150,14 +151,16 @@ def export(
     return Exported(out, served, expected)
 
 
-def _complete(folder: Path, window: int, dtype: str) -> int:
+def _complete(folder: Path, dtype: str) -> int:
     """Add what older readers look for to config.json; returns its max_position_embeddings."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["torch_dtype"] = dtype
-    if config["rope_parameters"].get("rope_type") == "llama3":
+    parameters = rope.of_global_layers(SimpleNamespace(**config))
+    if parameters.get("rope_type") == "llama3":
         # llama.cpp's converter reads it here, and takes 8192 where it is missing
-        config["original_max_position_embeddings"] = window
+        original = parameters["original_max_position_embeddings"]
+        config["original_max_position_embeddings"] = original
     files.write_json(file, config)
     return int(config["max_position_embeddings"])
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from endprompt import rope
 from endprompt.errors import DataError, RecipeError
 from endprompt.io import records
 from endprompt.record import Record
@@ -115,7 +116,7 @@ def logits_at(model: Any, tokens: Sequence[int], lengths: Sequence[int]) -> np.n
     """
     import torch
 
-    kind = model.config.rope_parameters.get("rope_type", "default")
+    kind = rope.of_global_layers(model.config).get("rope_type", "default")
     groups = [[n] for n in lengths] if kind in ("dynamic", "longrope") else [list(lengths)]
     rows = []
     with torch.inference_mode():

@@ -17,6 +17,7 @@ from endprompt.errors import EvaluationError
 from endprompt.export.checkpoint import sha256
 from endprompt.export.reference import Place, Reference, logits_at, read
 from endprompt.models import checkpoint as models
+from endprompt.models import families
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 1.0, "float16": 0.05}
 """Nats by which a log-probability may differ, by the dtype of the weights: about twice the largest
@@ -183,14 +184,12 @@ def _configuration(folder: Path, expected: Reference) -> Iterable[Check]:
     wanted = expected.rope_parameters
     found = written.get("rope_parameters") or {}
     same = found == json.loads(json.dumps(wanted))
-    yield Check("RoPE as trained", same, _rope_words(found if found else {}))
-    older = dict(written.get("rope_scaling") or {}) | {"rope_theta": written.get("rope_theta")}
-    older.setdefault("rope_type", "default")
-    partial = wanted.get("partial_rotary_factor")
-    if partial is not None:
-        older.setdefault("partial_rotary_factor", partial)
-    same = older == json.loads(json.dumps(wanted))
-    yield Check("RoPE for readers of the older layout", same, _rope_words(older))
+    yield Check("RoPE as trained", same, _rope_words(found.get(families.GLOBAL, found)))
+    asked = families.older_layout(json.loads(json.dumps(written | {"rope_parameters": wanted})))
+    older = {key: written.get(key) for key in asked}
+    said = (written.get("rope_scaling") or {}) | {"rope_theta": written.get("rope_theta")}
+    same = older == asked and ("rope_scaling" in asked or not written.get("rope_scaling"))
+    yield Check("RoPE for readers of the older layout", same, _rope_words(said))
     positions = written.get("max_position_embeddings")
     same = positions == expected.max_position_embeddings
     detail = f"{positions} of {expected.max_position_embeddings} positions"
