@@ -160,7 +160,7 @@ MISTAKES = {
         r"target 128 tokens is not above the model's window of 128",
     ),
     "needles that don't fit": (
-        ["{tiny}", "--needles", "64"],
+        ["{tiny}", "--lengths", "1024,2048", "--needles", "64"],
         r"64 needles do not fit between 0 and \d+ tokens",
     ),
     "lengths past the target": (
