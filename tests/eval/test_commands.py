@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,22 @@ def test_a_run_repeats_itself_and_compares_with_another(model, text, tmp_path, c
     assert "+0.000" in capsys.readouterr().out
     assert command("run", model, "--tasks", "rulr", "--out", tmp_path / "c") == 1
     assert "did you mean 'ruler'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harmed", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_answers_of_other_weights_at_the_same_path_are_not_taken(harmed, model, tmp_path, capsys):
+    copy = shutil.copytree(model, tmp_path / "model")
+    words = ["run", copy, "--tasks", "passkey", "--lengths", "300", "--depths", "1"]
+    assert command(*words, "--out", tmp_path / "a") == 0
+    assert command(*words, "--out", tmp_path / "a") == 0
+    content = (copy / harmed).read_bytes()
+    if harmed.endswith("json"):
+        (copy / harmed).write_bytes(content + b" ")
+    else:
+        (copy / harmed).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    assert command(*words, "--out", tmp_path / "a") == 1
+    digest = {"model.safetensors": "weights", "tokenizer.json": "tokenizer"}.get(harmed, "config")
+    assert f"holds a run with another {digest}_digest: choose" in capsys.readouterr().err
 
 
 def test_ruler_runs_on_a_checkpoint_and_says_what_is_not_comparable(model, tmp_path, capsys):

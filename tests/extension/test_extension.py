@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from endprompt import recipe
+from endprompt.errors import OutputError, RecipeError
 from endprompt.extension import record, run
+from endprompt.io import claims, digests
 from endprompt.io.files import sha256_file
 from tiny_checkpoint import save_tiny
 
@@ -242,6 +245,52 @@ def test_rows_too_short_for_their_terminal_are_refused_before_a_job_runs(
     assert "rows.tokens" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (out / "doctor.json").exists()
+
+
+def test_a_refused_run_can_be_given_again_with_other_rows_and_other_text(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def check(*_: Any) -> None:
+        raise Reached
+
+    def extend(rows: int, source: Path, **more: Any) -> None:
+        run.extend(
+            str(tiny), to=TARGET, out=tmp_path / "out", text=str(source), lengths=[1024, TARGET],
+            settings={"rows.tokens": rows, "rows.kinds.0.terminal.recall": {"quotes": 1}}, **more,
+        )  # fmt: skip
+
+    monkeypatch.setattr(run, "_check", check)
+    with pytest.raises(RecipeError, match=r"rows\.tokens"):
+        extend(48, text)
+    with pytest.raises(Reached):
+        extend(128, text)
+    longer = tmp_path / "longer.txt"
+    longer.write_text((text / "one.txt").read_text() * 3)
+    with pytest.raises(Reached):
+        extend(128, longer)
+    found = json.loads((tmp_path / "out/data/manifest.json").read_text())
+    assert [one["source"] for one in found["sources"]] == [str(longer)]
+
+
+def test_a_resumed_run_with_other_weights_at_the_same_path_is_refused(
+    tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny, tmp_path / "base")
+    settings = {
+        "model": str(base),
+        **digests.of_model(str(base)),
+    }
+    with claims.output(tmp_path / "out", "extend") as held:
+        held.claim(settings)
+        (tmp_path / "out" / "doctor.json").touch()
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(OutputError, match=r"another .*weights_digest: choose another --out"):
+        run.extend(str(base), to=TARGET, out=tmp_path / "out", text=str(text))
 
 
 def test_controls_hold_tokens_and_content_equal() -> None:

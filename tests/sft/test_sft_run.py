@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from endprompt import recipe as recipes
 from endprompt.errors import DataError, ModelError, OutputError, RecipeError, TrainingError
+from endprompt.io import files
 from endprompt.io.files import sha256_file
 from endprompt.models import checkpoint as models
 from endprompt.sft import record, run
@@ -187,6 +189,58 @@ def test_a_folder_of_another_run_is_refused(extended: Path, chats: str, tmp_path
     (tmp_path / "files" / "mine.txt").write_text("")
     with pytest.raises(OutputError, match="holds other files"):
         tune(extended, chats, tmp_path / "files")
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("torch.save", RuntimeError("[...] . PytorchStreamWriter failed writing file data/3")),
+        ("transformers.modeling_utils.safe_save_file", OSError(28, "No space left on device")),
+        ("endprompt.sft.record.files.write_json", OSError(28, "No space left on device")),
+        ("endprompt.models.checkpoint.write", Exception("No space left on device (os error 28)")),
+    ],
+)
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    where: str, error: Exception, extended: Path, chats: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, full)
+        with pytest.raises(OutputError, match=r"no space left on the disk .*: free some, run aga"):
+            tune(extended, chats, tmp_path / "run")
+    tune(extended, chats, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "claim.json", "model", "run.json"]  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    extended: Path, chats: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tune(extended, chats, tmp_path / "whole")
+    with pytest.raises(Killed):
+        tune(extended, chats, tmp_path / "run", 3)
+    (last,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-2")
+    weights = bytearray((last / "model.safetensors").read_bytes())
+    weights[-1] ^= 255
+    (last / "model.safetensors").write_bytes(weights)
+    assert tune(extended, chats, tmp_path / "run").resumed_at == []
+    assert "checkpoint-2 is not whole: it is passed over" in caplog.text
+    assert "training starts at step 0" in caplog.text
+    assert sha256_file(tmp_path / "run/model/model.safetensors") == sha256_file(
+        tmp_path / "whole/model/model.safetensors"
+    )
+
+
+def test_a_disk_too_small_is_refused_before_training(
+    extended: Path, chats: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**18))
+    with pytest.raises(OutputError, match=r"GiB free, and checkpoints and the model need .* GiB"):
+        tune(extended, chats, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_lost_loss_stops_the_run(extended: Path, chats: str, tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_a_folder_with_the_model_or_other_files_is_left_as_it_is(
     ("where", "error"),
     [
         ("torch.save", RuntimeError("[...] . PytorchStreamWriter failed writing file data/3")),
+        ("torch.save", RuntimeError("basic_ios::clear: iostream error")),
         ("torch.save", OSError(28, "No space left on device")),
         (SAVE, RuntimeError("I/O error: No space left on device (os error 28)")),
         (SAVE, OSError(28, "No space left on device", "x")),

@@ -20,7 +20,9 @@ from endprompt.errors import OutputError
 PARTIAL = re.compile(r"\..+\.endprompt-\d+\.partial")
 """Names of files and folders that are being written, of this product alone."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-TORCH_ON_A_FULL_DISK = ("No space left", "PytorchStreamWriter", "unexpected pos", "os error 28")
+TORCH_ON_A_FULL_DISK = (
+    "No space left", "PytorchStreamWriter", "unexpected pos", "os error 28", "iostream error"
+)  # fmt: skip
 """torch and safetensors raise a RuntimeError, or an error of their own, in these words."""
 
 
