@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 CONFIGS = Path(__file__).parents[1] / "accelerate"
 
 
@@ -30,4 +32,4 @@ def register(app: typer.Typer) -> None:
             raise RecipeError(
                 f"unknown config {name!r}{nearest(name, known)}: one of {', '.join(known)}"
             )
-        typer.echo(CONFIGS / f"{name}.yaml")
+        echo(CONFIGS / f"{name}.yaml")

@@ -12,6 +12,8 @@ from importlib import import_module
 
 import typer
 
+from endprompt.cli.terminal import echo, guarded
+
 app = typer.Typer(
     name="endprompt",
     help="Give a RoPE language model a longer context window by training on short sequences.",
@@ -53,22 +55,27 @@ def options(
     if version:
         from endprompt import __version__
 
-        typer.echo(__version__)
+        echo(__version__)
         raise typer.Exit
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; an EndPromptError or a full disk becomes one line and exit code 1."""
+    with guarded():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     from endprompt.errors import EndPromptError
 
     try:
         app(args=arguments, standalone_mode=True)
     except SystemExit as done:
         if done.code == INTERRUPTED:  # typer turns Ctrl-C into this, without a word
-            typer.echo("endprompt: stopped; give the same command again to go on", err=True)
+            echo("endprompt: stopped; give the same command again to go on", err=True)
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except EndPromptError as error:
-        typer.echo(f"endprompt: {error}", err=True)
+        echo(f"endprompt: {error}", err=True)
         return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -76,6 +83,6 @@ def run(arguments: list[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         where = f" {error.filename}" if error.filename else ""
-        typer.echo(f"endprompt: {error.strerror or error}{where}", err=True)
+        echo(f"endprompt: {error.strerror or error}{where}", err=True)
         return 1
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from endprompt.cli import eval_screen as screen
+from endprompt.cli.terminal import echo, write
 
 if TYPE_CHECKING:
     from endprompt.chat import Conversation
@@ -81,14 +82,14 @@ def register(app: typer.Typer) -> None:
         asking = sys.stdin.isatty()
         while True:
             if asking:
-                typer.echo("> ", nl=False)
+                write("> ")
             question = sys.stdin.readline().strip()
             if not question:
                 return
-            typer.echo(f"[reading {talk.prompt(question)[1]:,} tokens]", err=True)
+            echo(f"[reading {talk.prompt(question)[1]:,} tokens]", err=True)
             talk.ask(question, max_new_tokens=tokens, streamer=streamer)
             share = talk.used / talk.window
-            typer.echo(f"[{talk.used:,} of {talk.window:,} tokens, {share:.0%}]", err=True)
+            echo(f"[{talk.used:,} of {talk.window:,} tokens, {share:.0%}]", err=True)
 
 
 def _serve(talk: Conversation, name: str, file: str, tokens: int, port: int | None) -> None:
@@ -97,8 +98,8 @@ def _serve(talk: Conversation, name: str, file: str, tokens: int, port: int | No
 
     chosen = PORT if port is None else port
     with ChatServer(talk, name=name, file=file, tokens=tokens, port=chosen) as server:
-        typer.echo(f"{server.url}  (Ctrl-C ends it)")
+        echo(f"{server.url}  (Ctrl-C ends it)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("ended")
+            echo("ended")

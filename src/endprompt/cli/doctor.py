@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from endprompt.cli.terminal import echo, write
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `doctor`."""
@@ -60,7 +62,7 @@ def register(app: typer.Typer) -> None:
             quiet()
             from endprompt.export import families as listing
 
-            typer.echo(listing.markdown(), nl=False)
+            write(listing.markdown())
             return
         if to is None:
             raise RecipeError("--to is missing: give the target window, as in --to 64k")
@@ -96,7 +98,7 @@ def register(app: typer.Typer) -> None:
         }
         for check in checks:
             mark = "ok  " if check.passed else "FAIL"
-            typer.echo(f"{mark}  {check.name:<36} {check.backend:<20} {check.detail}")
+            echo(f"{mark}  {check.name:<36} {check.backend:<20} {check.detail}")
         position_check.require(checks)
         if out is not None:
             files.write_json(out, result)
@@ -108,13 +110,13 @@ def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) 
 
     rows = [listing.HEADER, *listing.layer_rows(family, wanted, target)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    typer.echo(f"{family.model_type}: window {family.base.window:,}, to {target:,} tokens")
+    echo(f"{family.model_type}: window {family.base.window:,}, to {target:,} tokens")
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
     if listing.balance_words(config):
-        typer.echo(f"experts: {listing.balance_words(config)}")
+        echo(f"experts: {listing.balance_words(config)}")
     values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
     for engine, why in listing.unable(values).items():
-        typer.echo(f"{engine} can't serve it: {why}")
-    typer.echo("")
+        echo(f"{engine} can't serve it: {why}")
+    echo("")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 
 def register(data_app: typer.Typer, score_app: typer.Typer, _eval: typer.Typer) -> None:
     """Add LongBench's commands."""
@@ -141,7 +143,7 @@ def show(scores: list) -> None:
     )
     if any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores):
         means = longbench.averages(scores)
-        typer.echo(f"average over data sets {means.over_datasets:.2f}")
-        typer.echo(f"average over categories {means.over_categories:.2f}")
+        echo(f"average over data sets {means.over_datasets:.2f}")
+        echo(f"average over categories {means.over_categories:.2f}")
         if means.missing:
-            typer.echo(f"not scored, so not in the averages: {', '.join(means.missing)}")
+            echo(f"not scored, so not in the averages: {', '.join(means.missing)}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 if TYPE_CHECKING:
     from endprompt.eval.ruler.scoring import Summary, TaskScore
     from endprompt.eval.scores import Score
@@ -99,7 +101,7 @@ def data(
         held.claim({})  # what each file is made of stands in its record
     with _progress(sum(job.length for job in jobs) * num_samples) as advance:
         records = write(jobs, order, workers=workers, advance=advance)
-    typer.echo(f"{len(jobs) * num_samples} prompts in {len(jobs)} file(s): {out}")
+    echo(f"{len(jobs) * num_samples} prompts in {len(jobs)} file(s): {out}")
     _print_notes((record["task"], record["note"]) for record in records)
 
 
@@ -188,8 +190,9 @@ def _several(text: str) -> list[str]:
 
 @contextmanager
 def _progress(total: int) -> Generator[Callable[[int], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    from endprompt.cli.console import Console
 
     columns = ("prompts", BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -198,10 +201,8 @@ def _progress(total: int) -> Generator[Callable[[int], None]]:
 
 
 def _print_scores(rows: Sequence[Score]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from endprompt import stats
+    from endprompt.cli.console import Console, Table
 
     table = Table("task", "length", "score", "95 %", "nulls")
     for row in rows:
@@ -216,10 +217,8 @@ def _print_scores(rows: Sequence[Score]) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from endprompt import stats
+    from endprompt.cli.console import Console, Table
 
     table = Table("length", "average", "95 %", "tasks")
     for row in summary.lengths:
@@ -232,13 +231,13 @@ def _print_summary(summary: Summary) -> None:
         )
     Console().print(table)
     effective = summary.effective or f"below {summary.lengths[0].length}"
-    typer.echo(
+    echo(
         f"average {summary.average:.1f}, rising weights {summary.rising:.1f}, "
         f"falling weights {summary.falling:.1f}; effective length {effective} "
         f"(above {summary.threshold})"
     )
     for warning in summary.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
 
 
 def _print_notes(notes: Iterable[tuple[str, str | None]]) -> None:
@@ -248,4 +247,4 @@ def _print_notes(notes: Iterable[tuple[str, str | None]]) -> None:
         if note and task not in tasks_of.setdefault(note, []):
             tasks_of[note].append(task)
     for note, tasks in tasks_of.items():
-        typer.echo(f"{', '.join(tasks)}: {note}")
+        echo(f"{', '.join(tasks)}: {note}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from endprompt.cli import eval_screen as screen
+from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine
@@ -35,7 +36,7 @@ def tasks_path() -> None:
     """
     import endprompt
 
-    typer.echo(str(Path(endprompt.__file__).parent / "eval" / "tasks"))
+    echo(str(Path(endprompt.__file__).parent / "eval" / "tasks"))
 
 
 def compare(
@@ -219,7 +220,7 @@ def run(
             tokenizer=tokenizer or model,
         )
     if client is not None and client.troubles:
-        typer.echo(
+        echo(
             "the server's troubles, retried ones included: "
             + ", ".join(f"{kind} {count}" for kind, count in sorted(client.troubles.items()))
         )
@@ -233,12 +234,17 @@ def run(
 def _asked(model: str, server: str | None, tokenizer: str | None) -> dict[str, str | None]:
     """What decides about every answer: whose they are, by digests, not by a path alone."""
     from endprompt.io import digests
+    from endprompt.io.secrets import redact
     from endprompt.models import embedded
 
     if server is None:
         return {"model": model, **digests.of_model(embedded.resolve(model))}
     sizing = digests.of_model(tokenizer or model)
-    return {"model": model, "server": server, "tokenizer_digest": sizing.get("tokenizer_digest")}
+    return {
+        "model": model,
+        "server": redact(server),
+        "tokenizer_digest": sizing.get("tokenizer_digest"),
+    }
 
 
 def _suite(
@@ -301,9 +307,9 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
 
     _table(summary.cells)
     for note in summary.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     if summary.failed:
-        typer.echo(f"{name}: {summary.failed} of {summary.asked} samples failed")
+        echo(f"{name}: {summary.failed} of {summary.asked} samples failed")
     if name == "longbench" and summary.cells:
         eval_longbench.show(
             [
@@ -326,7 +332,7 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
         for size, found in means.items():
             mark = " (target)" if size == sizes[-1] else ""
             if found:
-                typer.echo(
+                echo(
                     f"{size} tokens{mark}: average {100 * float(np.mean(found)):.1f} "
                     f"over {len(found)} tasks"
                 )

@@ -60,8 +60,9 @@ def must_be_free(path: Path | None, force: bool) -> None:
 @contextmanager
 def bar(what: str, total: float = 1.0) -> Generator[Callable[[float], None]]:
     """A progress bar on standard error with the time left; call it with the amount done."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    from endprompt.cli.console import Console
 
     columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -71,8 +72,7 @@ def bar(what: str, total: float = 1.0) -> Generator[Callable[[float], None]]:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; floats with three decimals."""
-    from rich.console import Console
-    from rich.table import Table
+    from endprompt.cli.console import Console, Table
 
     found = Table()
     for header in headers:

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from endprompt.cli import eval_screen as screen
+from endprompt.cli.terminal import echo
 
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
@@ -77,7 +78,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
                 },
             )
         for line in check.summary():
-            typer.echo(
+            echo(
                 f"{line.length:>7} tokens  loss {line.loss:.3f}  needle {line.needle_per_token:.3f}"
                 f"  digits {line.digits_right:.2f} (by quarter, farthest first: "
                 + " ".join("-" if q is None else f"{q:.2f}" for q in line.digits_by_quarter)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endprompt.cli.groups import DIRECT, DirectOrCommand
+from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.export.verify import Verified
@@ -74,9 +75,8 @@ def export(
 
         endprompt export runs/64k --out my-llama-64k --push me/my-llama-64k
     """
-    from rich.console import Console
-
     from endprompt import units
+    from endprompt.cli.console import Console
     from endprompt.errors import OutputError, RecipeError
     from endprompt.export.engines import checked
 
@@ -100,13 +100,14 @@ def export(
             run, out, wanted=wanted, dtype=chosen, tokens=length, force=force, say=status.update
         )
     for each in done.served:
-        note = f"\n    {each.note}" if each.note else ""
         line = f"cannot serve it: {each.obstacle}" if each.obstacle else each.command
-        console.print(f"{each.engine}:\n    {line}{note}", markup=False, highlight=False,
-                      soft_wrap=True)  # fmt: skip
-    console.print(f"\nmodel   {done.folder}\ncard    {done.folder / 'README.md'}\n"
-                  f"check   endprompt export verify {done.folder}",
-                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+        echo(f"{each.engine}:", f"    {line}", *([f"    {each.note}"] if each.note else []))
+    echo(
+        "",
+        f"model   {done.folder}",
+        f"card    {done.folder / 'README.md'}",
+        f"check   endprompt export verify {done.folder}",
+    )
     if push:
         with console.status(f"uploading to {push}"):
             try:
@@ -150,14 +151,16 @@ def verify(
     )
     for check in found.checks:
         mark = "ok  " if check.passed else "FAIL"
-        typer.echo(f"{mark}  {check.name:<40} {check.detail}")
+        echo(f"{mark}  {check.name:<40} {check.detail}")
     if found.predictions:
-        typer.echo("\nlog-probability of the likeliest next token, nats\n"
-                   f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token",
-                   )  # fmt: skip
+        echo(
+            "",
+            "log-probability of the likeliest next token, nats",
+            f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token",
+        )
     for each in found.predictions:
         here = "absent" if each.here is None else f"{each.here:.4f}"
-        typer.echo(f"{each.length:>9,} {each.trained:>11.4f} {here:>9} {each.unscaled:>9.4f}  "
+        echo(f"{each.length:>9,} {each.trained:>11.4f} {here:>9} {each.unscaled:>9.4f}  "
                    f"{each.text!r}")  # fmt: skip
     failed = [check.name for check in found.checks if not check.passed]
     if failed:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +81,7 @@ def register(app: typer.Typer) -> None:
         recipe = recipes.load(method).replace(overrides)
         wanted = units.lengths(lengths) if lengths else None
         from endprompt.cli.screen import Screen
+        from endprompt.io import provenance
         from endprompt.io.quiet import quiet
 
         quiet()
@@ -99,7 +98,7 @@ def register(app: typer.Typer) -> None:
             documents=documents,
             needles=needles,
             eval_dtype=eval_dtype,
-            command=shlex.join(["endprompt", *sys.argv[1:]]),
+            command=provenance.command(),
             scaling_chosen=recipes.chooses_scaling(method, overrides),
         )
         with Screen() as screen:
@@ -109,9 +108,7 @@ def register(app: typer.Typer) -> None:
 
 def _show(run: dict[str, Any], out: Path) -> None:
     """The results by length, the verdict, and where everything lies."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from endprompt.cli.console import Console, Table
     from endprompt.report.tables import results
 
     console = Console()
@@ -124,6 +121,7 @@ def _show(run: dict[str, Any], out: Path) -> None:
         console.print(shown)
     for sentence in run["verdict"][:4]:
         console.print(sentence, markup=False)
-    console.print(f"\nmodel   {run['checkpoint']}", markup=False, soft_wrap=True)
+    console.print()
+    console.print(f"model   {run['checkpoint']}", markup=False, soft_wrap=True)
     console.print(f"record  {out / 'run.json'}", markup=False, soft_wrap=True)
     console.print(f"report  {out / 'report.html'}", markup=False, soft_wrap=True)

@@ -70,10 +70,9 @@ def register(app: typer.Typer) -> None:
 
             endprompt inspect runs/demo --out what-training-did
         """
-        from rich.console import Console
-
         from endprompt import units
         from endprompt.cli import inspect_run
+        from endprompt.cli.console import Console
         from endprompt.io import claims
 
         console = Console()
@@ -132,7 +131,10 @@ def _recipes(
         sampled = coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=target, count=count)
         found.append(coverage.summary(name, recipe.name, recipe, sampled, target=target))
     console.print(
-        f"Distances in 1 .. {target - 1:,}, counted on {count} rows; old window {window:,}.\n"
+        f"Distances in 1 .. {target - 1:,}, counted on {count} rows; old window {window:,}.",
+        highlight=False,
+    )
+    console.print(
         "Darker: more pairs at each distance; blank: no row has that distance.",
         highlight=False,
     )
@@ -356,7 +358,8 @@ def _number(value: float) -> Any:
 def _show(console: Any, table: Table, rows: int | None = None) -> None:
     from rich import box
     from rich.markup import escape
-    from rich.table import Table as RichTable
+
+    from endprompt.cli.console import Table as RichTable
 
     shown = table.rows[:rows]
     left = len(table.rows) - len(shown)
@@ -365,7 +368,8 @@ def _show(console: Any, table: Table, rows: int | None = None) -> None:
         made.add_column(escape(column), overflow="fold")
     for row in shown:
         made.add_row(*(escape(f"{cell.text} {cell.note}".strip()) for cell in row))
-    console.print(f"\n{table.caption}", markup=False, highlight=False)
+    console.print()
+    console.print(f"{table.caption}", markup=False, highlight=False)
     console.print(made)
     if left:
         console.print(f"{left} more with --out", highlight=False)

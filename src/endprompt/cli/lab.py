@@ -71,9 +71,8 @@ def register(app: typer.Typer) -> None:
         """
         import os
 
-        from rich.console import Console
-
         from endprompt import units
+        from endprompt.cli.console import Console
         from endprompt.errors import RecipeError, nearest
         from endprompt.io import claims
         from endprompt.lab import arms as lab_arms
@@ -125,10 +124,12 @@ def register(app: typer.Typer) -> None:
         if results:
             lab_page.write(results, out)
             for group in lab_page.groups(results):
-                console.print(f"\n{group.scaling} by {group.factor}", markup=False)
+                console.print()
+                console.print(f"{group.scaling} by {group.factor}", markup=False)
                 for sentence in lab_page.sentences(group):
                     console.print(f"- {sentence}", markup=False, highlight=False)
-            console.print(f"\n{out / 'lab.html'}", markup=False, highlight=False)
+            console.print()
+            console.print(f"{out / 'lab.html'}", markup=False, highlight=False)
         if missing:
             console.print(
                 f"{missing} arms are not done: give the same command again to go on", markup=False

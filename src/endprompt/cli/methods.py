@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from endprompt.cli.terminal import write
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `methods`."""
@@ -46,13 +48,12 @@ def register(app: typer.Typer) -> None:
 
             endprompt methods pose recall 0.8pose+0.2recall --window 2k --to 16k
         """
-        from rich.console import Console
         from rich.progress import track
-        from rich.table import Table
 
         from endprompt import recipe as recipes
         from endprompt import units
         from endprompt.analysis import methods as listing
+        from endprompt.cli.console import Console, Table
         from endprompt.cost import flops
 
         decoder, base_window, sizes = flops.LLAMA_3_8B, units.tokens(window), "Llama-3-8B"
@@ -88,7 +89,7 @@ def register(app: typer.Typer) -> None:
             page = listing.markdown(
                 lines, window=base_window, target=target, rows=rows, model=sizes
             )
-            typer.echo(page, nl=False)
+            write(page)
             return
         table = Table("method", "share", "far", "cost", "what it is", box=None, pad_edge=False)
         for line in lines:

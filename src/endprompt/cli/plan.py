@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 if TYPE_CHECKING:
     from endprompt.cost import plan as plans
     from endprompt.cost.flops import Decoder
@@ -103,7 +105,7 @@ def register(app: typer.Typer) -> None:
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
             files.write_json(json, found)
-            typer.echo(f"record  {json}")
+            echo(f"record  {json}")
 
 
 def _sized(model: str) -> plans.Sized:
@@ -159,9 +161,7 @@ def _show(
     lines: list[plans.Line], where: plans.Machine, model: str, target: int, price: float | None
 ) -> None:
     """One line a method, then what to do for those that do not fit."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from endprompt.cli.console import Console, Table
     from endprompt.cost import plan as plans
     from endprompt.cost.memory import GIB
     from endprompt.units import short
@@ -217,7 +217,8 @@ def _show(
             console.print(told, markup=False, soft_wrap=True)
     console.print(_how(lines, where), markup=False, soft_wrap=True)
     if model == "llama-3-8b" and target == 65536 and device.name.startswith("A800"):
-        console.print("\nThe paper's figure 4 (8 x A800, 64K) beside this model's prediction:")
+        console.print()
+        console.print("The paper's figure 4 (8 x A800, 64K) beside this model's prediction:")
         for what, figure, predicted in plans.paper():
             console.print(f"  {what}: {figure:g}, predicted {predicted:.3g}", markup=False)
 

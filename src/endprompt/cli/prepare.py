@@ -10,10 +10,10 @@ import typer
 
 from endprompt import units
 from endprompt.cli.groups import DIRECT, DirectOrCommand
+from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from endprompt.cli.console import Console
     from endprompt.data.rows import Row
     from endprompt.data.tokens import TokenDocuments
 
@@ -111,8 +111,7 @@ def prepare(
         from endprompt.io import hub
 
         hub.check(push)
-    from rich.console import Console
-
+    from endprompt.cli.console import Console
     from endprompt.data.chats import renderer
     from endprompt.data.mixture import Weighted, load_mixture
     from endprompt.data.prepare import Options
@@ -156,18 +155,20 @@ def verify(folder: Annotated[Path, typer.Argument(help="What `prepare` wrote.")]
 
     faults = check(folder)
     for fault in faults:
-        typer.echo(fault)
+        echo(fault)
     if faults:
         raise DataError(f"{folder} has {len(faults)} faults: prepare it again with --force")
     manifest = load(folder)
-    typer.echo(
+    echo(
         f"{folder} is sound: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
         "every checksum right"
     )
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="What `prepare` wrote.")],
+    data: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="What `prepare` wrote, or its URL.")
+    ],
     row: Annotated[int, typer.Option(min=0, help="Number of the row.")] = 0,
     recipe: Annotated[str, typer.Option(help="A method's name, or a recipe file.")] = "endprompt",
     target: Annotated[str, typer.Option(help="Length of the window to reach.")] = "64k",
@@ -188,15 +189,16 @@ def show(
     Example:
         endprompt prepare show data/ --row 7 --recipe recall-pose --target 128k
     """
-    from rich.console import Console
-
+    from endprompt.cli.console import Console
     from endprompt.cues import CueWriter
     from endprompt.data.manifest import load
     from endprompt.data.prepared import open_documents
+    from endprompt.data.remote import local
     from endprompt.data.rows import RowSource
     from endprompt.models.tokenizer import load_tokenizer
     from endprompt.recipe import load as load_recipe
 
+    folder = local(data)
     chosen = load_recipe(recipe)
     goal = units.tokens(target)
     tokens = chosen.rows.tokens
@@ -278,7 +280,7 @@ def _summary(
     tokenizer: Any,
     row_tokens: int,
 ) -> None:
-    from rich.table import Table
+    from endprompt.cli.console import Table
 
     table = Table(title="Documents by length")
     for heading in ("tokens", "documents", "tokens in all"):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `report`."""
@@ -55,9 +57,9 @@ def register(app: typer.Typer) -> None:
             else claims.product(folder, "report", reads=runs, force=force)
         ) as partial:
             written = write(found, page, assets=partial)
-        typer.echo(f"{page} ({page.stat().st_size / 1024:.0f} KiB)")
+        echo(f"{page} ({page.stat().st_size / 1024:.0f} KiB)")
         if folder is not None:
-            typer.echo(f"{folder} ({len(written) - 1} files)")
+            echo(f"{folder} ({len(written) - 1} files)")
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from endprompt.cli.console import Console
+from endprompt.io.secrets import redact
 from endprompt.units import short
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def say(self, line: str) -> None:
-        """One line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def say(self, *lines: str) -> None:
+        """Lines above the bars, without secrets."""
+        for line in lines:
+            self._console.print(redact(line), markup=False, highlight=False, soft_wrap=True)
 
     def plan(self, plan: Plan) -> None:
         """What will be done, what it costs, and what is done already."""
@@ -55,18 +57,18 @@ class Screen:
         left = sum(job.seconds for job in plan.jobs if not job.result.exists()) / plan.at_once
         self.say(
             f"model    {model['name']} ({model['type']}, {model['parameters'] / 1e6:.0f}M "
-            f"parameters), window {model['window_tokens']:,} tokens\n"
-            f"method   {plan.recipe.name}, scaling {plan.recipe.rope.scaling}\n"
+            f"parameters), window {model['window_tokens']:,} tokens",
+            f"method   {plan.recipe.name}, scaling {plan.recipe.rope.scaling}",
             f"text     {plan.text['name']} ({plan.text['licence']}): {plan.text['tokens']:,} "
-            f"tokens to train on, {plan.text['holdout_tokens']:,} held out\n"
+            f"tokens to train on, {plan.text['holdout_tokens']:,} held out",
             f"training {total['steps']} steps, {total['rows']} rows of {total['row_tokens']:,} "
             f"tokens = {total['tokens']:,} tokens, {short(total['flops'])}FLOP; "
             f"{total['trainings']} training(s), about {plan.costs['train_seconds'] / 60:.1f} min "
-            f"and {total['memory_gib']:.1f} GiB each\n"
+            f"and {total['memory_gib']:.1f} GiB each",
             f"then     {total['evaluations']} evaluations at {_joined(plan.lengths)} tokens, "
-            f"about {plan.costs['eval_seconds'] / 60:.1f} min each\n"
+            f"about {plan.costs['eval_seconds'] / 60:.1f} min each",
             f"in all   about {left / 60:.0f} min, {plan.at_once} job(s) at once with "
-            f"{plan.threads} thread(s) each"
+            f"{plan.threads} thread(s) each",
         )
         passed = sum(check["passed"] for check in plan.checks)
         self.say(f"position check: {passed} of {len(plan.checks)} passed")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `sft`."""
@@ -64,7 +66,7 @@ def register(app: typer.Typer) -> None:
 
         def show(state: dict[str, float]) -> None:
             left = (state["total"] - state["done"]) * state["seconds"] / 60
-            typer.echo(
+            echo(
                 f"step {state['done']:.0f}/{state['total']:.0f}  loss {state['loss']:.3f}  "
                 f"{state['seconds']:.1f} s a step, {left:.1f} min left"
             )
@@ -77,10 +79,11 @@ def register(app: typer.Typer) -> None:
             split=split,
             report_to=report_to,
             progress=show,
-            say=typer.echo,
+            say=echo,
         )
         PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
-        typer.echo(
-            f"\nmodel   {out / 'model'} (window {done.window:,}, {done.steps:,} steps)\n"
-            f"record  {out / 'run.json'}"
+        echo(
+            "",
+            f"model   {out / 'model'} (window {done.window:,}, {done.steps:,} steps)",
+            f"record  {out / 'run.json'}",
         )

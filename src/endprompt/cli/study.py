@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 if TYPE_CHECKING:
     from endprompt.io import claims
     from endprompt.study.definition import Scale, Study
@@ -83,9 +85,7 @@ def register(app: typer.Typer) -> None:
 
 def _list() -> None:
     """Every shipped study and the scales at which it has a meaning."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from endprompt.cli.console import Console, Table
     from endprompt.study import definition
 
     table = Table(box=None, pad_edge=False)
@@ -125,15 +125,15 @@ def _laboratory(
     todo = laboratory.todo()
     if dry_run:
         for line in todo:
-            typer.echo(line)
-        typer.echo(f"{len(todo)} runs to do on {seeds} base(s)")
+            echo(line)
+        echo(f"{len(todo)} runs to do on {seeds} base(s)")
         return
 
     def tell(state: State) -> None:
         left = ""
         if state.seconds_left is not None and state.done < state.total:
             left = f", about {state.seconds_left / 60:.1f} min left"
-        typer.echo(f"[{state.done}/{state.total}] {state.what}{left}")
+        echo(f"[{state.done}/{state.total}] {state.what}{left}")
 
     held.claim({})
     laboratory.run(
@@ -156,11 +156,11 @@ def _commands(studies: list[Study], scale: Scale, held: claims.Output, *, dry_ru
     if dry_run:
         commands.write_recipes()
         for one in commands.commands():
-            typer.echo(f"{'# done: ' if one.done else ''}{one.line()}")
+            echo(f"{'# done: ' if one.done else ''}{one.line()}")
         return
 
     def tell(place: int, total: int, command: Command) -> None:
-        typer.echo(f"[{place + 1}/{total}] {command.line()}")
+        echo(f"[{place + 1}/{total}] {command.line()}")
 
     commands.run(tell)
     _report(studies, scale, folder, commands, missing=0, seeds=0)
@@ -175,23 +175,21 @@ def _report(
     missing: int,
     seeds: int,
 ) -> None:
-    import shlex
-    import sys
-
+    from endprompt.io import provenance
     from endprompt.study import compare
     from endprompt.study import page as study_page
 
     found = compare.everything(
         studies, scale, results, missing=missing, seeds=seeds,
-        command=shlex.join(["endprompt", *sys.argv[1:]]),
+        command=provenance.command(),
     )  # fmt: skip
     study_page.write(found, folder)
     for one in found["studies"]:
-        typer.echo(f"\n{one['title']} ({one['source']})")
+        echo("", f"{one['title']} ({one['source']})")
         if one["absent"]:
-            typer.echo(f"- no meaning at scale {scale}: {one['absent']}")
+            echo(f"- no meaning at scale {scale}: {one['absent']}")
         for sentence in one["sentences"]:
-            typer.echo(f"- {sentence}")
+            echo(f"- {sentence}")
     if missing:
-        typer.echo(f"\n{missing} runs are not done: give the same command again to go on")
-    typer.echo(f"\n{folder / 'study.html'}")
+        echo("", f"{missing} runs are not done: give the same command again to go on")
+    echo("", f"{folder / 'study.html'}")

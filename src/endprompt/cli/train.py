@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from endprompt.cli.terminal import echo
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb `train`."""
@@ -82,7 +84,7 @@ def register(app: typer.Typer) -> None:
                     for key in ("prefix_loss", "terminal_loss")
                     if key in state
                 ]
-                typer.echo(
+                echo(
                     f"step {state['done']:.0f}/{steps}  loss {state['loss']:.3f} "
                     f"({', '.join(parts)})  {state['seconds']:.1f} s a step, {left:.1f} min left"
                 )
@@ -100,5 +102,5 @@ def register(app: typer.Typer) -> None:
         )
         PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
         if before is not None:
-            typer.echo(f"{out} holds this run, finished: nothing to do")
-        typer.echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")
+            echo(f"{out} holds this run, finished: nothing to do")
+        echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")

@@ -17,7 +17,10 @@ import numpy as np
 from endprompt.errors import DataError
 
 PIECE_CHARACTERS = 2**15
+LONGEST_PIECE_CHARACTERS = 2**18
+"""Text that the tokenizer would not cut for so long is cut all the same: memory has a bound."""
 BATCH_CHARACTERS = 2**21
+BATCH_BYTES = 2**20
 _CUTS = {
     # Where pre-tokenizers cut: before the space between two words, and after a line's end.
     r"(?<=[a-z])(?= [a-z])": (("one", " two"), ("the quick", " brown fox")),
@@ -63,19 +66,24 @@ class Encoder:
         """The text in pieces that tokenise on their own as they do in their place."""
         start = 0
         while len(text) - start > 2 * PIECE_CHARACTERS:
-            found = self._cut.search(text, start + PIECE_CHARACTERS)
-            if found is None:
+            longest = start + LONGEST_PIECE_CHARACTERS
+            found = self._cut.search(text, start + PIECE_CHARACTERS, longest + 1)
+            if found is not None:
+                stop = found.start()
+            elif longest >= len(text):
                 break
-            yield text[start : found.start()]
-            start = found.start()
+            else:
+                stop = _space_before(text, start, longest)
+            yield text[start:stop]
+            start = stop
         yield text[start:]
 
     def _in_batches(self, pieces: list[str]) -> Iterator[np.ndarray]:
         start = 0
         while start < len(pieces):
             stop, size = start, 0
-            while stop < len(pieces) and size < BATCH_CHARACTERS:
-                size += len(pieces[stop])
+            while stop < len(pieces) and size < BATCH_BYTES:
+                size += len(pieces[stop].encode())
                 stop += 1
             yield from self._encode(pieces[start:stop])
             start = stop
@@ -83,6 +91,13 @@ class Encoder:
     def _is_exact(self, probe: tuple[str, str]) -> bool:
         whole, left, right = self._encode(["".join(probe), *probe])
         return np.array_equal(whole, np.concatenate([left, right]))
+
+
+def _space_before(text: str, start: int, stop: int) -> int:
+    """The last space or line's end in the second half of text[start:stop], or else its end."""
+    half = (start + stop) // 2
+    found = max(text.rfind("\n", half, stop), text.rfind(" ", half, stop))
+    return found if found > start else stop
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, name: str, *, given: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from endprompt.data.manifest import MANIFEST, load
 from endprompt.errors import DataError, DependencyError
 from endprompt.io.files import cache_folder, sha256_file, sha256_of, writing
+from endprompt.io.secrets import redact
 
 
 def local(folder: str | Path) -> Path:
@@ -34,9 +35,9 @@ def local(folder: str | Path) -> Path:
         head = filesystem.cat_file(f"{root}/{MANIFEST}")
         checksum = json.loads(head)["checksum"]
     except ImportError as error:
-        raise DependencyError(f"cannot open {url}: {error}") from error
+        raise DependencyError(f"cannot open {redact(url)}: {redact(str(error))}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"no prepared data at {url} (no {MANIFEST} that can be read)") from error
+        raise DataError(f"no prepared data at {redact(url)} (no readable {MANIFEST})") from error
     kept = cache_folder() / "data" / sha256_of([url, checksum])[:16]
     if (kept / MANIFEST).exists():
         return kept
@@ -52,7 +53,7 @@ def local(folder: str | Path) -> Path:
                 for chunk in _chunks(filesystem, f"{root}/{name}", f"{url}/{name}"):
                     file.write(chunk)
             if sha256_file(partial) != digest:
-                raise DataError(f"{url}/{name} differs from its checksum: upload it again")
+                raise DataError(f"{redact(url)}/{name} differs from its checksum: upload it again")
     begun.rename(kept)
     return kept
 
@@ -63,8 +64,8 @@ def _chunks(filesystem: Any, path: str, url: str) -> Iterator[bytes]:
             while chunk := file.read(2**22):
                 yield chunk
     except OSError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot read {url} ({detail}): what was fetched stays, go on") from error
+        detail = redact(f"{url} ({' '.join(str(error).split())})")[:300]
+        raise DataError(f"cannot read {detail}: what was fetched stays, go on") from error
 
 
 def _files(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -282,7 +282,7 @@ def shown(name: str) -> str:
     r"""A path or URL as files and messages show it: without secrets, and UTF-8 throughout.
 
     >>> shown("https://me:pw@host/a.txt?sig=1"), shown("caf\udce9.txt")
-    ('https://host/a.txt?[left out]', 'caf\\xe9.txt')
+    ('https://host/a.txt?left-out', 'caf\\xe9.txt')
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return redact(text) if "://" in text else text

@@ -6,6 +6,7 @@ What still fails raises; it never becomes an empty answer.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 from endprompt.errors import EvaluationError
 from endprompt.io import records
+from endprompt.io.secrets import redact
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 HOPELESS = frozenset({401, 403, 404, 405})
@@ -31,6 +33,40 @@ class ServerError(EvaluationError):
 
 class ServerUnusable(EvaluationError):
     """No request can succeed: wrong address, model or key."""
+
+
+class Address:
+    """The root of a server's API; what is secret in it is sent and never shown.
+
+    url  http or https, with user info and a query where the server wants them
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise EvaluationError(
+                f"server {redact(url)!r}: give its address as http://host:port/v1"
+            )
+        user, _, host = parts.netloc.rpartition("@")
+        self.shown = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+        """The address without user info and query."""
+        self._query = f"?{parts.query}" if parts.query else ""
+        self._headers = {"Content-Type": "application/json"}
+        key = os.environ.get("OPENAI_API_KEY")
+        if user:
+            token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+            self._headers["Authorization"] = f"Basic {token}"
+        elif key:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    def request(self, path: str, body: dict[str, Any]) -> urllib.request.Request:
+        """A request that posts JSON to a path below the root."""
+        return urllib.request.Request(
+            self.shown + path + self._query,
+            data=json.dumps(body).encode(),
+            headers=self._headers,
+            method="POST",
+        )
 
 
 class Server:
@@ -57,9 +93,8 @@ class Server:
         pause: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if urllib.parse.urlparse(url).scheme not in ("http", "https"):
-            raise EvaluationError(f"server {url!r}: give its address as http://host:port/v1")
-        self.url = url.rstrip("/")
+        self._address = Address(url)
+        self.url = self._address.shown
         self.model = model
         self.chat = chat
         self.timeout = timeout
@@ -120,13 +155,7 @@ class Server:
         raise ServerError(f"{self.url} failed {self.tries} times, last: {trouble}")
 
     def _send(self, path: str, body: dict[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        key = os.environ.get("OPENAI_API_KEY")
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            self.url + path, data=json.dumps(body).encode(), headers=headers, method="POST"
-        )
+        request = self._address.request(path, body)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 raw = response.read()
@@ -154,7 +183,7 @@ class _Nonsense(Exception):
 
 def _excerpt(error: urllib.error.HTTPError) -> str:
     try:
-        text = " ".join(error.read(400).decode("utf-8", "replace").split())
+        text = redact(" ".join(error.read(400).decode("utf-8", "replace").split()))
     except OSError:
         return ""
     return f" ({text[:160]})" if text else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from endprompt.errors import TextError
+from endprompt.io.secrets import redact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder
@@ -34,7 +35,7 @@ def long_texts(coder: Coder, spec: str | None, *, tokens: int, count: int) -> li
         if len(texts) == count:
             return texts
     raise TextError(
-        f"{spec or STAND_IN} has {total} tokens, {count} x {tokens} are needed: "
+        f"{redact(spec) if spec else STAND_IN} has {total} tokens, {count} x {tokens} are needed: "
         "give more text, fewer texts or shorter lengths"
     )
 

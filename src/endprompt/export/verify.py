@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from endprompt.errors import EvaluationError
+from endprompt.eval.server import Address
 from endprompt.export.checkpoint import sha256
 from endprompt.export.reference import Place, Reference, logits_at, read
+from endprompt.io.secrets import redact
 from endprompt.models import checkpoint as models
 from endprompt.models import families
 
@@ -95,7 +96,7 @@ def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> 
     Raises EvaluationError where the server can't be reached or gives no log-probabilities.
     """
     expected = read(folder)
-    given = []
+    address, given = Address(url), []
     for place in expected.places:
         asked = {
             "model": name,
@@ -105,7 +106,7 @@ def verify_server(folder: Path, url: str, name: str, timeout: float = 600.0) -> 
             "logprobs": len(place.ids),
             "return_tokens_as_token_ids": True,  # vLLM: names are unambiguous then
         }
-        given.append(_by_id(_post(f"{url.rstrip('/')}/completions", asked, timeout), place))
+        given.append(_by_id(_post(address, asked, timeout), place))
     checks = [*compared(expected, given, SERVER_TOLERANCE), scaling_kept(expected, given)]
     return Verified(checks, side_by_side(expected, given))
 
@@ -213,19 +214,13 @@ def _rope_words(rope: dict[str, Any]) -> str:
     )
 
 
-def _post(url: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"}
-    key = os.environ.get("OPENAI_API_KEY")
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    if not url.startswith(("http://", "https://")):
-        raise EvaluationError(f"server {url!r}: give its address as http://host:port/v1")
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+def _post(address: Address, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    request, url = address.request("/completions", body), address.shown
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read(300).decode("utf-8", "replace").split())
+        said = redact(" ".join(error.read(300).decode("utf-8", "replace").split()))
         raise EvaluationError(
             f"{url} refused a prompt of {len(body['prompt']):,} tokens ({error.code}): {said}"
         ) from error

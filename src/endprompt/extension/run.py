@@ -21,6 +21,7 @@ from endprompt.cost import flops, memory
 from endprompt.errors import DataError, RecipeError
 from endprompt.extension import record
 from endprompt.io import claims, digests, files, jobs, provenance, records
+from endprompt.io.secrets import redact
 from endprompt.models import embedded, precision
 from endprompt.recipe import Recipe
 from endprompt.record import Checks, Timings
@@ -235,7 +236,7 @@ def make_plan(
         "model": model,
         **digests.of_model(model),
         "target": request.target,
-        "text": request.text,
+        "text": [redact(spec) for spec in request.text],
         "recipe": recipe.model_dump(mode="json"),
         "lengths": lengths,
         "documents": documents,
@@ -374,16 +375,19 @@ def _prepare(
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
     from endprompt.data.prepared import open_documents
-    from endprompt.data.sources import open_source
+    from endprompt.data.sources import open_source, shown
 
     specs = request.text or [str(embedded.text())]
     name, licence = (
-        (", ".join(request.text), "the user's own")
+        (", ".join(map(shown, request.text)), "the user's own")
         if request.text
         else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
     )
     say(f"text: {name}")
     sources = [Weighted(open_source(spec)) for spec in specs]
+    for source in sources:
+        for note in source.source.notes():
+            say(note)
     try:
         prepare(sources, tokenizer, data)
     except DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from endprompt.io.secrets import redact
 from endprompt.record import SCHEMA_VERSION
 
 PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy")
@@ -133,3 +135,9 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def command() -> str:
+    """The command line of this process, as a shell takes it, without secrets."""
+    return redact(shlex.join(["endprompt", *(os.fsencode(word).decode("utf-8", "backslashreplace")
+                                             for word in sys.argv[1:])]))  # fmt: skip

@@ -20,7 +20,7 @@ def redact(text: str) -> str:
     (HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, ...).
 
     >>> redact("cannot read https://me:pw@host/f.txt?X-Amz-Signature=ab12: fetch it again")
-    'cannot read https://host/f.txt?[left out]: fetch it again'
+    'cannot read https://host/f.txt?left-out: fetch it again'
     """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and value in text:
@@ -35,5 +35,5 @@ def _bare(found: re.Match[str]) -> str:
     ends = [place for place in (rest.find(mark) for mark in "?#") if place >= 0]
     body = rest[: min(ends)] if ends else rest
     authority, slash, path = body.partition("/")
-    query = f"?{LEFT_OUT}" if ends else ""
+    query = "?left-out" if ends else ""
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}{query}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +39,7 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
             **provenance.provenance(),
             **carried,
             "kind": "sft",
-            "command": shlex.join(["endprompt", *sys.argv[1:]]),
+            "command": provenance.command(),
             "started_from": start,
             "checkpoint": "model",
             "arms": [],
