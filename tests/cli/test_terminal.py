@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from rich.progress import Progress
 
 import endprompt
-from endprompt.cli import terminal
+from endprompt.cli import app, terminal
 from endprompt.cli.app import run
 from endprompt.cli.console import Console, Table
 
@@ -176,7 +178,20 @@ def test_other_verbs_show_what_is_hostile(
         assert run(command) != 0, command
         printed = capsys.readouterr()
         assert printed.err, command
-        assert_harmless(printed.out + printed.err.replace(f"'{name}'", ""))
+        assert_harmless(printed.out + printed.err)
+
+
+def test_what_others_print_is_visible_too(capsys, monkeypatch) -> None:
+    def verb(**_: object) -> None:
+        print(HOSTILE, end="")  # as the streamer of a model's answer does
+        logging.getLogger("any library").warning(HOSTILE)
+        warnings.warn(HOSTILE, stacklevel=1)
+
+    monkeypatch.setattr(app, "app", verb)
+    assert run([]) == 0
+    printed = capsys.readouterr()
+    assert "x\\x1b[2J\\rall is well" in printed.out
+    assert_harmless(printed.out + printed.err)
 
 
 SECRETS = {
