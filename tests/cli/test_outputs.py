@@ -15,11 +15,12 @@ from typer.main import get_command
 
 from endprompt.cli.app import app
 from endprompt.cli.app import run as command
+from endprompt.cli.groups import DIRECT
 from tiny_checkpoint import save_run
 
 TARGET = 256
 FOLDERS: dict[str, list[str]] = {
-    "prepare sources": ["prepare", "{text}", "-t", "{tiny}", "--out", "{out}"],
+    f"prepare {DIRECT}": ["prepare", "{text}", "-t", "{tiny}", "--out", "{out}"],
     "train": ["train", "pose", "--model", "{tiny}", "--data", "{data}", "--to", "256",
               "--set", "rows.tokens=64", "--set", "training.tokens=256", "--out", "{out}"],
     "sft": ["sft", "{tiny}", "--data", "{chats}", "--set", "steps=1", "--out", "{out}"],
@@ -28,7 +29,7 @@ FOLDERS: dict[str, list[str]] = {
                  "--depths", "1", "--out", "{out}"],
     "eval data ruler": ["eval", "data", "ruler", "--task", "vt,fwe", "--length", "1k",
                         "--num-samples", "1", "--tokenizer", "{tiny}", "--out", "{out}"],
-    "export run": ["export", "{run}", "--out", "{out}"],
+    f"export {DIRECT}": ["export", "{run}", "--out", "{out}"],
     "inspect": ["inspect", "pose", "--to", "16k", "--out", "{out}"],
     "report": ["report", "{finished}", "--out", "{page}", "--assets"],
     "lab": ["lab", "--quick", "--steps", "1", "--out", "{out}"],
@@ -36,13 +37,13 @@ FOLDERS: dict[str, list[str]] = {
 }  # fmt: skip
 """Words of each command that writes a folder; {out} is that folder."""
 REFUSED: dict[str, list[str]] = {
-    "prepare sources": ["--min-document-tokens", "100000"],
+    f"prepare {DIRECT}": ["--min-document-tokens", "100000"],
     "train": ["--set", "rows.tokens=100000"],
     "sft": ["--set", "max_tokens=4"],
     "extend": ["--lengths", "512"],
     "eval run": ["--lengths", "2"],
     "eval data ruler": ["--length", "2,3"],
-    "export run": ["--for", "vllm,llama.cpp"],
+    f"export {DIRECT}": ["--for", "vllm,llama.cpp"],
     "inspect": ["--to", "4k"],
     "report": ["--theme"],
     "lab": ["--factor", "1"],
@@ -54,7 +55,7 @@ FILES = {
     "eval score longbench", "eval score ruler", "eval window", "report",
 }  # fmt: skip
 """Commands that write one file under a name that the user gives."""
-FORCED = ("prepare sources", "eval data ruler", "export run", "inspect", "report")
+FORCED = (f"prepare {DIRECT}", "eval data ruler", f"export {DIRECT}", "inspect", "report")
 
 
 def commands() -> Iterator[tuple[str, Any]]:
