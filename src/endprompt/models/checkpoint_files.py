@@ -139,8 +139,7 @@ def model_errors(what: str) -> Generator[None]:
 
 
 def one_line(error: Any) -> str:
-    """A library's message on one line, cut to a length that can be read; it may quote a file."""
+    """A library's message on one line, cut to a length that can be read."""
     text = " ".join(str(error).split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return text or type(error).__name__
