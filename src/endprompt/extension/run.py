@@ -90,15 +90,18 @@ class Plan:
 Say = Callable[[str], None]
 
 
-def arms_of(recipe: Recipe, controls: bool) -> list[Arm]:
-    """Base and untrained scaling, then the method, then its two controls at equal tokens."""
+def arms_of(recipe: Recipe, controls: bool, own_rule: str = "") -> list[Arm]:
+    """Base and untrained scaling, then the method, then its two controls at equal tokens.
+
+    own_rule  of a base that is scaled already
+    """
     plain = recipe.untrained()
     base = plain.model_copy(
         update={"name": "base", "rope": plain.rope.model_copy(update={"scaling": "none"})}
     )
     scaled = plain.rope.scaling.upper()
     found = [
-        Arm("base", "base, unscaled", base),
+        Arm("base", f"base, its own {own_rule.upper()}" if own_rule else "base, unscaled", base),
         Arm("untrained", f"{scaled}, untrained", plain),
     ]
     if recipe.trained:
@@ -219,6 +222,11 @@ def make_plan(
     rope.factor(base.window, request.target)  # refuses a target that is not above the window
     if not request.scaling_chosen:
         asked = asked.replace({"rope.scaling": family.suited(asked.rope.scaling)})
+        if asked.rope.scaling != request.recipe.rope.scaling:
+            say(
+                f"RoPE scaling: {asked.rope.scaling}, which the base has or its family asks for, "
+                f"not the recipe's {request.recipe.rope.scaling} (--scaling sets another)"
+            )
     models.scaled_parameters(family, asked, request.target)  # refuses what has no form
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
@@ -249,7 +257,8 @@ def make_plan(
     text = _prepare(request, recipe, tokenizer, lengths, documents, data, say,
                     fresh=held.claimed is None)  # fmt: skip
     documents = min(documents, text["holdout_documents"])
-    arms = arms_of(recipe, request.controls)
+    own = rope.name_of(base.parameters) if base.parameters else ""
+    arms = arms_of(recipe, request.controls, own)
     _rows(request, arms, model)  # what can't be made is said before anything runs
     at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
     checked = _check(request, model, recipe, threads, watch, held.lock)
