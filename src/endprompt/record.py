@@ -200,12 +200,18 @@ class Piece(Record):
 
 
 class Split(Record):
-    """split.json: what of prepared text is trained on, and what is held out."""
+    """split.json: what of prepared text is trained on, and what is held out.
+
+    copied_documents  left out of training whole, as copies of held-out text
+    copied_tokens     left out of training, those of such documents and of parts of others
+    """
 
     remedy: ClassVar[str] = "remove it and run again"
 
     train: list[Piece]
     held_out: list[list[Piece]]
+    copied_documents: Count = 0
+    copied_tokens: Count = 0
 
 
 KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Split)

@@ -310,6 +310,12 @@ def _summary(
     if "holdout" in manifest["splits"]:
         held = manifest["splits"]["holdout"]
         console.print(f"held out: {held['documents']:,} documents, {held['tokens']:,} tokens")
+        copied = manifest.get("copied", {"documents": 0, "tokens": 0})
+        if copied["tokens"]:
+            console.print(
+                f"left out of training: {copied['tokens']:,} tokens that are copies of held-out "
+                f"text, {copied['documents']:,} documents with them"
+            )
     elif manifest["settings"]["holdout"]:
         console.print("held out: nothing, so few are the documents; raise --holdout")
     for reason, count in sorted(manifest["dropped"].items()):

@@ -55,12 +55,14 @@ class Screen:
         total, model = plan.costs["total"], plan.model
         finished = [job.label for job in plan.jobs if job.result.exists()]
         left = sum(job.seconds for job in plan.jobs if not job.result.exists()) / plan.at_once
+        copied = plan.text["copied_tokens"]
+        without = f", {copied:,} left out (copies of held-out text)" if copied else ""
         self.say(
             f"model    {model['name']} ({model['type']}, {model['parameters'] / 1e6:.0f}M "
             f"parameters), window {model['window_tokens']:,} tokens",
             f"method   {plan.recipe.name}, scaling {plan.recipe.rope.scaling}",
             f"text     {plan.text['name']} ({plan.text['licence']}): {plan.text['tokens']:,} "
-            f"tokens to train on, {plan.text['holdout_tokens']:,} held out",
+            f"tokens to train on, {plan.text['holdout_tokens']:,} held out{without}",
             f"training {total['steps']} steps, {total['rows']} rows of {total['row_tokens']:,} "
             f"tokens = {total['tokens']:,} tokens, {short(total['flops'])}FLOP; "
             f"{total['trainings']} training(s), about {plan.costs['train_seconds'] / 60:.1f} min "

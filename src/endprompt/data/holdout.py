@@ -1,7 +1,7 @@
 """Text kept from training for the evaluation: long documents where there are any.
 
 The choice follows a hash of the documents' names, so that it is the same for every run on the
-same text, and training never sees a token of it.
+same text, and training never sees a token of it, nor a copy of it under another name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from endprompt.data import remote
+from endprompt.data.copies import Fingerprints, rests
 from endprompt.data.prepared import open_documents
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import TextError
@@ -100,7 +101,39 @@ def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int
         held = [[longest.model_copy(update={"start": cut})]]
         train = [piece for piece in whole if piece is not longest]
         train.append(longest.model_copy(update={"stop": cut}))
-    return Split(train=sorted(train, key=lambda piece: piece.document), held_out=held)
+    return _without_copies(documents, train, held, row_tokens)
+
+
+def _without_copies(
+    documents: TokenDocuments, train: list[Piece], held: list[list[Piece]], row_tokens: int
+) -> Split:
+    """The split, with copies of held-out text left out of what is trained on."""
+    marks = Fingerprints.of(View(documents, [piece for pieces in held for piece in pieces]))
+    kept: list[Piece] = []
+    copied_documents = copied_tokens = 0
+    for piece in sorted(train, key=lambda piece: piece.document):
+        length = piece.stop - piece.start
+        copied = marks.copies(documents[piece.document][piece.start : piece.stop])
+        left = rests(copied, length)
+        copied_documents += not left
+        copied_tokens += length - sum(stop - start for start, stop in left)
+        kept += [
+            Piece(document=piece.document, start=piece.start + start, stop=piece.start + stop)
+            for start, stop in left
+        ]
+    total = sum(piece.stop - piece.start for piece in kept)
+    if total < row_tokens:
+        raise TextError(
+            f"text too short: {total} tokens are left to train on, a row takes {row_tokens}; "
+            f"{copied_tokens} tokens are copies of the text that the evaluation needs: "
+            "give other text beside it"
+        )
+    return Split(
+        train=kept,
+        held_out=held,
+        copied_documents=copied_documents,
+        copied_tokens=copied_tokens,
+    )
 
 
 def save(folder: Path, found: Split) -> None:
@@ -116,6 +149,11 @@ def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, 
         return documents, documents.fingerprint
     found = _load(folder)
     return View(documents, found.train), files.sha256_of([documents.fingerprint, found.plain()])
+
+
+def copied_tokens(folder: Path) -> int:
+    """Tokens that were left out of training as copies of held-out text."""
+    return _load(folder).copied_tokens
 
 
 def held_out_texts(folder: str | Path) -> list[np.ndarray]:

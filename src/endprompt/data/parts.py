@@ -6,7 +6,7 @@ A part holds one Arrow record batch of two columns: `input_ids`, list<uint16 or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class Part:
     values_T: np.ndarray
     offsets_N: np.ndarray
     names: Sequence[str]
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and ids of each document."""
+        for number, name in enumerate(self.names):
+            yield name, self.values_T[self.offsets_N[number] : self.offsets_N[number + 1]]
 
     @property
     def lengths_N(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from endprompt.data import holdout, parts
+from endprompt.data import copies, holdout, parts
 from endprompt.data.encoder import BATCH_CHARACTERS, Encoder
 from endprompt.data.manifest import (
     FORMAT_VERSION,
@@ -42,13 +42,15 @@ from endprompt.io.files import sha256_file, sha256_of, write_json, writing
 PART_TOKENS = 2**24
 BATCH_DOCUMENTS = 4096
 TRAIN, HOLDOUT = "train", "holdout"
+PART, CLEAN = "data-", "-without-copies.arrow"
 
 
 @dataclass(frozen=True)
 class Options:
     """What decides about the result, beside the sources and the tokenizer.
 
-    holdout              share of documents, chosen by their content, that training never sees
+    holdout              share of documents, chosen by their content, that training never sees,
+                         nor copies of them
     max_tokens           stop with the document that reaches it; None: take everything
     min_document_tokens  shorter documents are dropped
     part_tokens          a part is closed by the first batch that reaches it
@@ -176,6 +178,8 @@ class _Run:
         told = journal["tally"]
         tally = _Tally(cursor=Cursor(**told.pop("cursor")), **told)
         for part in chain.from_iterable(tally.parts.values()):
+            if not part["documents"]:
+                continue
             path = self.folder / part["file"]
             if not path.exists() or sha256_file(path) != part["sha256"]:
                 raise DataError(f"part {path} was changed or lost: use --force to start anew")
@@ -222,31 +226,95 @@ class _Run:
                 continue
             self.held.claim({})  # the settings are the journal's, and the manifest's
             listed = tally.parts.setdefault(split, [])
-            name = f"{split}/data-{len(listed):05d}.arrow"
-            names, arrays = zip(*waiting, strict=True)
-            with writing(self.folder / name) as partial:
-                parts.write(partial, arrays, names, self.dtype)
-                entry = {
-                    "file": name,
-                    "documents": len(arrays),
-                    "tokens": sum(map(len, arrays)),
-                    "bytes": partial.stat().st_size,
-                    "sha256": sha256_file(partial),
-                }
-            listed.append(entry)
+            listed.append(self._write_part(f"{split}/{PART}{len(listed):05d}.arrow", waiting))
             waiting.clear()
         self.waiting_tokens = 0
         if tally.parts:
             self._write_journal(tally)
+
+    def _write_part(self, name: str, documents: list[tuple[str, np.ndarray]]) -> dict[str, Any]:
+        """Write a part, and what the journal says of it."""
+        names, arrays = zip(*documents, strict=True)
+        with writing(self.folder / name) as partial:
+            parts.write(partial, arrays, names, self.dtype)
+            return {
+                "file": name,
+                "documents": len(arrays),
+                "tokens": sum(map(len, arrays)),
+                "bytes": partial.stat().st_size,
+                "sha256": sha256_file(partial),
+            }
+
+    def _leave_out_copies(self, tally: _Tally) -> None:
+        """Take copies of held-out documents out of the training parts.
+
+        A part is written anew under another name, and the journal names it before the old one
+        goes, so that a run that is killed here goes on as everywhere.
+        """
+        held, train = tally.parts.get(HOLDOUT, []), tally.parts.get(TRAIN, [])
+        if not held or not train:
+            return
+        marks = copies.Fingerprints.of(
+            ids for entry in held for _, ids in parts.read(self.folder / entry["file"])
+        )
+        for number, entry in enumerate(train):
+            if "copied" in entry:
+                continue
+            found = [
+                (name, ids, marks.copies(ids))
+                for name, ids in parts.read(self.folder / entry["file"])
+            ]
+            if not any(copied for *_, copied in found):
+                continue
+            kept = [(name, self._rest(ids, copied)) for name, ids, copied in found]
+            kept = [(name, ids) for name, ids in kept if len(ids)]
+            if kept:
+                name = entry["file"].removesuffix(".arrow") + CLEAN
+                after = self._write_part(name, kept)
+            else:
+                after = {"file": "", "documents": 0, "tokens": 0}
+            after["copied"] = {
+                "documents": entry["documents"] - after["documents"],
+                "tokens": entry["tokens"] - after["tokens"],
+            }
+            train[number] = after
+            self._write_journal(tally)
+        for number, entry in enumerate(train):
+            if "copied" in entry:
+                (self.folder / f"{TRAIN}/{PART}{number:05d}.arrow").unlink(missing_ok=True)
+
+    def _rest(self, ids: np.ndarray, copied: list[tuple[int, int]]) -> np.ndarray:
+        """A document without its copied stretches; what is left reads as documents of its own."""
+        if not copied:
+            return ids
+        bos, eos = self.encoder.bos, self.encoder.eos
+        joined: list[np.ndarray] = []
+        for start, stop in copies.rests(copied, len(ids)):
+            if bos is not None and start and ids[0] == bos:
+                joined.append(np.array([bos]))
+            joined.append(ids[start:stop])
+            if eos is not None and stop < len(ids) and ids[-1] == eos:
+                joined.append(np.array([eos]))
+        return np.concatenate([np.empty(0, self.dtype), *joined]).astype(self.dtype)
 
     def _write_journal(self, tally: _Tally) -> None:
         journal = {"settings": self.settings, "tally": asdict(tally)}
         write_json(self.folder / JOURNAL, seal(journal))
 
     def finish(self, tally: _Tally, tokenizer_name: str) -> dict[str, Any]:
-        """Write the files of `datasets`, then the manifest, and drop the journal."""
-        if not tally.parts.get(TRAIN):
-            reasons = _join_counts(_total(tally.dropped)) or "the sources are empty"
+        """Leave copies out, write the files of `datasets`, the manifest, and drop the journal."""
+        self._leave_out_copies(tally)
+        listed = tally.parts.get(TRAIN, [])
+        copied = {
+            key: sum(part.get("copied", {}).get(key, 0) for part in listed)
+            for key in ("documents", "tokens")
+        }
+        tally.parts[TRAIN] = [part for part in listed if part["documents"]]
+        if not tally.parts[TRAIN]:
+            dropped = _total(tally.dropped)
+            if copied["documents"]:
+                dropped[copies.REASON] = copied["documents"]
+            reasons = _join_counts(dropped) or "the sources are empty"
             (self.folder / JOURNAL).unlink(missing_ok=True)
             raise TextError(f"no document left to train on: {reasons}")
         splits = dict(sorted(tally.parts.items(), reverse=True))
@@ -265,8 +333,9 @@ class _Run:
                 "bos": encoder.bos,
                 "eos": encoder.eos,
             },
-            "documents": sum(tally.documents),
-            "tokens": sum(tally.tokens),
+            "documents": sum(tally.documents) - copied["documents"],
+            "tokens": sum(tally.tokens) - copied["tokens"],
+            "copied": copied,
             "dropped": _total(tally.dropped),
             "sources": [
                 {
@@ -387,7 +456,13 @@ def _clear(folder: Path) -> None:
     for name in (MANIFEST, JOURNAL, "dataset_dict.json", holdout.FILE):
         (folder / name).unlink(missing_ok=True)
     for split in (TRAIN, HOLDOUT):
-        for pattern in (f"data-{5 * '[0-9]'}.arrow", "dataset_info.json", "state.json"):
+        numbered = PART + 5 * "[0-9]"
+        for pattern in (
+            f"{numbered}.arrow",
+            f"{numbered}{CLEAN}",
+            "dataset_info.json",
+            "state.json",
+        ):
             for path in (folder / split).glob(pattern):
                 path.unlink()
 

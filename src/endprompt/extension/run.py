@@ -419,6 +419,7 @@ def _prepare(
         "sha256": fingerprint,
         "holdout_documents": len(held),
         "holdout_tokens": int(sum(map(len, held))),
+        "copied_tokens": holdout.copied_tokens(data),
     }
 
 

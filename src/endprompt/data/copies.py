@@ -1,0 +1,162 @@
+"""Copies of held-out text in training text, exact or near, found by hashes of their stretches.
+
+Winnowing (Schleimer, Wilkerson, Aiken 2003): of every WINDOW consecutive hashes of GRAM tokens the
+smallest is kept, in both texts, so that a stretch of GRAM + WINDOW - 1 = 31 tokens which they
+share has a kept hash in common. A token is copied where a third of those around it lie in shared
+stretches: edits here and there do not hide a copy, and a set phrase is none. Documents of fewer
+than GRAM tokens are copies where they are equal.
+
+Memory: at most LARGEST hashes of eight bytes. Held-out text of more than about 140 million tokens
+is sampled more thinly, and only longer copies of it are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+GRAM = 16
+WINDOW = 16
+AROUND = 64
+"""Tokens among which one in DENSE has to be shared."""
+DENSE = 3
+COPY = 64
+"""Tokens of a copy at least, unless it is half of its document; a smaller rest goes with it."""
+LARGEST = 2**24
+_CHUNK = 2**15
+_ODD, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_HALF = np.uint64(32)
+REASON = "copy of held-out text"
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of held-out text.
+
+    grams    uint64[N], kept hashes of GRAM tokens, sorted, each once
+    thinned  every hash is a multiple of 2**thinned
+    """
+
+    grams: np.ndarray
+    thinned: int = 0
+
+    @classmethod
+    def of(cls, documents: Iterable[np.ndarray]) -> Fingerprints:
+        """Of documents, int[tokens] each."""
+        grams, waiting, count, thinned = np.empty(0, np.uint64), [], 0, 0
+        for ids in documents:
+            for _, hashes in _kept(ids):
+                waiting.append(hashes[_multiple(hashes, thinned)])
+                count += len(waiting[-1])
+            if count > LARGEST // 4:
+                grams, thinned = _merged([grams, *waiting], thinned)
+                waiting, count = [], 0
+        grams, thinned = _merged([grams, *waiting], thinned)
+        return cls(grams, thinned)
+
+    def copies(self, ids: np.ndarray) -> list[tuple[int, int]]:
+        """Stretches of a document that stand in the held-out text too: [start, stop), in order.
+
+        ids  int[tokens]
+        """
+        length = len(ids)
+        shared = np.zeros(length + 1, np.int32)  # +1 where a shared stretch begins, -1 at its end
+        reach = GRAM << self.thinned
+        for places, hashes in _kept(ids):
+            found = places[_multiple(hashes, self.thinned) & self._holds(hashes)]
+            starts = np.maximum(found - (reach - GRAM) // 2, 0)
+            np.add.at(shared, starts, 1)
+            np.add.at(shared, np.minimum(starts + reach, length), -1)
+        if not shared.any():
+            return []
+        until = np.r_[0, np.cumsum(np.cumsum(shared[:-1]) > 0)]
+        around = min(AROUND, length)
+        places = np.arange(length)
+        last, first = np.minimum(places + around // 2, length), np.maximum(places - around // 2, 0)
+        dense = until[last] - until[first] >= around // DENSE
+        edges = np.flatnonzero(np.diff(np.r_[False, dense, False])).tolist()
+        copied = [
+            (start, stop)
+            for start, stop in zip(edges[::2], edges[1::2], strict=True)
+            if stop - start >= COPY or 2 * (stop - start) >= length
+        ]
+        return _without_small_rests(copied, length)
+
+    def _holds(self, hashes: np.ndarray) -> np.ndarray:
+        """bool[N]: which of the hashes are the held-out text's."""
+        if not len(self.grams):
+            return np.zeros(len(hashes), bool)
+        places = np.searchsorted(self.grams, hashes)
+        return self.grams[np.minimum(places, len(self.grams) - 1)] == hashes
+
+
+def rests(copied: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """What of a document is no copy: [start, stop), in order.
+
+    >>> rests([(0, 10), (40, 50)], 100)
+    [(10, 40), (50, 100)]
+    """
+    edges = [0, *(edge for pair in copied for edge in pair), length]
+    return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+
+
+def _without_small_rests(copied: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """The same stretches, and with them rests of fewer than COPY tokens between and beside them."""
+    if not copied:
+        return []
+    kept = [rest for rest in rests(copied, length) if rest[1] - rest[0] >= COPY]
+    return rests(kept, length)
+
+
+def _kept(ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places and hashes that winnowing keeps, chunk by chunk: int64[N], uint64[N]."""
+    overlap = GRAM + WINDOW - 2
+    for start in range(0, max(1, len(ids) - overlap), _CHUNK):
+        hashes = _hashes(np.asarray(ids[start : start + _CHUNK + overlap]))
+        if len(hashes) < WINDOW:  # no window is full
+            yield np.arange(len(hashes)) + start, hashes
+            continue
+        least = hashes
+        for step in (1, 2, 4, 8):
+            least = np.minimum(least[:-step], least[step:])
+        # Windows with a new minimum, and every WINDOW-th for text that repeats itself.
+        fresh = np.r_[True, least[1:] != least[:-1]]
+        fresh[::WINDOW] = True
+        first = np.flatnonzero(fresh)
+        windows = np.lib.stride_tricks.sliding_window_view(hashes, WINDOW)[first]
+        places = first + windows.argmin(axis=1)
+        yield places + start, hashes[places]
+
+
+def _hashes(ids: np.ndarray) -> np.ndarray:
+    """uint64[max(1, tokens - GRAM + 1)], a hash of the GRAM tokens that begin at each place."""
+    found = ids.astype(np.uint64) + np.uint64(1)
+    found = _mixed(np.pad(found, (0, max(0, GRAM - len(ids)))))
+    for step in (1, 2, 4, 8):
+        joined = found[:-step] * _ODD
+        joined += found[step:]
+        found = _mixed(joined)
+    return found
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The same array, its values mixed so that every bit depends on all bits of a value."""
+    values ^= values >> _HALF
+    values *= _MIX
+    values ^= values >> _HALF
+    return values
+
+
+def _multiple(hashes: np.ndarray, thinned: int) -> np.ndarray:
+    return (hashes & np.uint64(2**thinned - 1)) == 0
+
+
+def _merged(parts: list[np.ndarray], thinned: int) -> tuple[np.ndarray, int]:
+    """Hashes of all parts, each once, thinned until they are no more than LARGEST."""
+    found = np.unique(np.concatenate(parts))
+    while len(found) > LARGEST:
+        thinned += 1
+        found = found[_multiple(found, thinned)]
+    return found, thinned
