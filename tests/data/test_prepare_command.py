@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from endprompt.cli.app import run
@@ -18,7 +19,8 @@ TEXT = "the quick brown fox jumps over the lazy dog and runs on. " * 40
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "a.jsonl"
-    rows = [json.dumps({"text": f"{n} {TEXT}"}) for n in range(30)] + ['{"text": ""}']
+    chosen = np.random.default_rng(0).choice(TEXT.split()[:12], (30, 480))
+    rows = [json.dumps({"text": " ".join(row)}) for row in chosen] + ['{"text": ""}']
     path.write_text("\n".join(rows))
     return path
 
