@@ -108,7 +108,8 @@ def _without_copies(
     documents: TokenDocuments, train: list[Piece], held: list[list[Piece]], row_tokens: int
 ) -> Split:
     """The split, with copies of held-out text left out of what is trained on."""
-    marks = Fingerprints.of(View(documents, [piece for pieces in held for piece in pieces]))
+    apart = View(documents, [piece for pieces in held for piece in pieces])
+    marks = Fingerprints.of(apart[number] for number in range(len(apart)))
     kept: list[Piece] = []
     copied_documents = copied_tokens = 0
     for piece in sorted(train, key=lambda piece: piece.document):

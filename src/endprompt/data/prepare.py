@@ -268,11 +268,9 @@ class _Run:
                 continue
             kept = [(name, self._rest(ids, copied)) for name, ids, copied in found]
             kept = [(name, ids) for name, ids in kept if len(ids)]
+            after: dict[str, Any] = {"file": "", "documents": 0, "tokens": 0}
             if kept:
-                name = entry["file"].removesuffix(".arrow") + CLEAN
-                after = self._write_part(name, kept)
-            else:
-                after = {"file": "", "documents": 0, "tokens": 0}
+                after = self._write_part(entry["file"].removesuffix(".arrow") + CLEAN, kept)
             after["copied"] = {
                 "documents": entry["documents"] - after["documents"],
                 "tokens": entry["tokens"] - after["tokens"],
