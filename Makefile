@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser wheel-check lint types coverage bench lab studies docs clean
+.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies docs clean
 
 setup: .venv/.setup-done
 
@@ -39,6 +39,10 @@ wheel-check:
 
 lab: setup
 	$(BIN)/endprompt lab --out runs/lab
+
+# Mutated files into every reader, kills into every verb; about two hours of two free cores.
+attack: setup
+	$(BIN)/python benchmarks/attack.py
 
 # The paper's tables and figures on the laboratory's bases.
 studies: setup

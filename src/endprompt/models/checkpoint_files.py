@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,10 @@ def read_headers(files: Sequence[Path], model: str) -> dict[str, Tensor]:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """A finite number that a float can hold, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 @contextmanager
