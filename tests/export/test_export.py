@@ -201,6 +201,45 @@ def test_a_linear_export_warns_that_servers_would_multiply_the_window() -> None:
     assert "--yarn-beta-fast 8" in engines.serve("llama.cpp", config, 65536, "m").command
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_headroom_is_in_the_factor_and_never_in_the_window(
+    scaling: str, base: Path, tmp_path: Path
+) -> None:
+    recipe = recipes.load("endprompt").replace({"rope.scaling": scaling, "rope.headroom": 2.0})
+    recipe = recipe.resolve(window=WINDOW, target=TARGET, gpu=False)
+    run = make_run(base, tmp_path / "run", recipe=recipe.model_dump(mode="json"))
+    done = export(run, tmp_path / "out")
+    assert [check for check in verify(done.folder).checks if not check.passed] == []
+    config = json.loads((done.folder / "config.json").read_text())
+    s, written = TARGET / WINDOW * 2, config["rope_parameters"]
+    if scaling == "ntk":
+        plain = json.loads((base / "config.json").read_text())
+        theta, D = plain["rope_parameters"]["rope_theta"], plain["head_dim"]
+        assert written["rope_theta"] == pytest.approx(theta * s ** (D / (D - 2)))
+    else:
+        assert written["factor"] == s
+    assert config["max_position_embeddings"] == (WINDOW if scaling == "dynamic" else TARGET)
+    assert written.get("original_max_position_embeddings", WINDOW) == WINDOW
+    again = models.load_config(str(done.folder))
+    assert models.family_of(str(done.folder), again).base.window == TARGET
+    assert models.load_tokenizer(str(done.folder)).model_max_length == TARGET
+
+
+@pytest.mark.parametrize(
+    ("engine", "s", "said"),
+    [("transformers", 16.0, "would scale by 8 in place of 16"), ("vllm", 16.0, "131072 tokens"),
+     ("sglang", 16.0, ""), ("transformers", 8.0, ""), ("vllm", 8.0, "")],
+)  # fmt: skip
+def test_a_factor_above_the_windows_ratio_is_said_where_a_reader_takes_another(
+    engine: str, s: float, said: str
+) -> None:
+    parameters = {"rope_type": "yarn", "factor": s, "original_max_position_embeddings": 8192}
+    config = {"rope_parameters": parameters, "model_type": "llama"}
+    note = engines.serve(engine, config, 65536, "m").note
+    assert said in note
+    assert bool(said) == bool(note)
+
+
 @pytest.mark.parametrize(
     ("scaling", "engine", "settings"),
     [("dynamic", "vllm", {}), ("dynamic", "sglang", {}), ("dynamic", "llama.cpp", {}),
