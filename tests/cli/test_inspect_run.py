@@ -68,7 +68,7 @@ def test_a_run_shows_attention_before_and_after_and_the_signal(
         f"{name}_mine.{kind}"
         for name in ("before_and_after", "far_heads", "signal")
         for kind in ("csv", "md")
-    } | {"terminal-mine.svg", "terminal-mine.png"}
+    } | {"claim.json", "terminal-mine.svg", "terminal-mine.png"}
     lines = (out / "before_and_after_mine.csv").read_text().splitlines()
     for line in lines[1:]:
         _, *shares, _, score = map(float, line.split(","))

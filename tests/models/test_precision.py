@@ -185,7 +185,8 @@ def test_export_refuses_a_precision_that_weights_do_not_fit(
 def written_by(model: Path, tokens: Path, tmp: Path) -> dict[str, Any]:
     """What each verb that measures a model leaves, by the verb."""
     text = tmp / "text.txt"
-    text.write_text("the river ran past old stone mills " * 200)
+    words = "the river ran past old stone mills".split()
+    text.write_text(" ".join(np.random.default_rng(0).choice(words, 1400)))
     chats = tmp / "chats.jsonl"
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(4)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
