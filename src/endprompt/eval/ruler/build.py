@@ -286,7 +286,7 @@ class CommonWordsBuilder:
 
     def _list(self, size: int, repeats: int, others: int) -> tuple[str, tuple[str, ...]]:
         words = self._draw.sample(self._known(size), size)
-        common = self._settings.common
+        common = min(self._settings.common, size)  # the published reduction goes below ten words
         ranks = list(range(common)) * repeats + list(range(common, size)) * others
         order = self._orders(len(ranks))
         return _numbered(words[ranks[at]] for at in order), tuple(words[:common])

@@ -239,6 +239,7 @@ class _Stepped:
         have ended.
         """
         step, floor = self.builder.step, self.builder.floor(index)
+        lowest = 1 if isinstance(self.builder, CommonWordsBuilder) else floor
         patience = PATIENCE
         below = False
         while True:
@@ -250,7 +251,7 @@ class _Stepped:
             except Unlucky:
                 pass
             if size > step:
-                size = max(size - step, floor)
+                size = max(size - step, lowest)
             elif patience:
                 patience -= 1
             elif size > floor:
