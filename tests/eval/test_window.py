@@ -246,6 +246,10 @@ def test_needle_grid_has_a_cell_for_each_depth_and_length():
         progress=done.append,
     )
     assert grid.grid("hit").tolist() == [[1.0, 1.0]] * 3
+    for length in grid.lengths:
+        depths = [score.depth for score in grid.scores if score.length == length]
+        stands = [any(n / 4 <= d < (n + 1) / 4 for d in depths) for n in range(4)]
+        assert grid.by_quarter(length, "hit") == [1.0 if there else None for there in stands]
     assert len(grid.scores) == 12
     assert done == sorted(done)
     assert done[-1] == pytest.approx(1.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from endprompt.cli import eval_screen as screen
+from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.eval.needle import NeedleGrid
@@ -71,6 +72,9 @@ def needle(
             for row, depth in enumerate(places)
         ),
     )
+    for length in wanted:
+        quarters = ("-" if q is None else f"{q:.2f}" for q in grid.by_quarter(length))
+        echo(f"{length:>7} tokens  digits by quarter, farthest first: {' '.join(quarters)}")
     if out is not None:
         files.write_json(out, {"model": model, **grid.model_dump(mode="json")})
     if figure is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from endprompt import distances
 from endprompt.errors import EvaluationError
 from endprompt.eval.perplexity import Document, Progress, checked_lengths, with_start
 from endprompt.io.provenance import Computation
@@ -114,6 +115,11 @@ class NeedleGrid(BaseModel):
             row = seen[key] = seen.get(key, -1) + 1
             cells[row, places[score.length]] += (float(getattr(score, value)), 1.0)
         return cells[..., 0] / cells[..., 1]
+
+    def by_quarter(self, length: int, value: str = "digits_right") -> list[float | None]:
+        """Means at one length by distance, farthest quarter first; None where no needle stands."""
+        scores = ((s.depth, float(getattr(s, value))) for s in self.scores if s.length == length)
+        return [float(np.mean(some)) if some else None for some in distances.by_quarter(scores)]
 
 
 def needle_grid(
