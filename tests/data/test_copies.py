@@ -18,7 +18,8 @@ from endprompt.data.mixture import Weighted
 from endprompt.data.prepare import Options, prepare
 from endprompt.data.prepared import open_documents
 from endprompt.data.sources import open_source
-from endprompt.data.tokens import TokenDocuments
+from endprompt.data.tokens import TokenDocuments, tokenise
+from endprompt.data.words import Words
 from endprompt.errors import TextError
 
 SHARED = copies.GRAM + copies.WINDOW - 1
@@ -75,6 +76,57 @@ def test_other_text_and_set_phrases_are_no_copies(seed: int, phrase: int) -> Non
     held, text = random_ids(3000, seed), random_ids(3000, seed + 1000)
     text[1000 : 1000 + phrase] = held[500 : 500 + phrase]
     assert Fingerprints.of([held]).copies(text) == []
+
+
+@pytest.mark.parametrize("family", ["tokenizer", "prefix_tokenizer", "bos_tokenizer"])
+def test_other_line_breaks_case_and_punctuation_hide_no_copy(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(family)
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnop"))
+    drawn = ["".join(rng.choice(letters, rng.integers(1, 9))) for _ in range(600)]
+    lines = [" ".join(drawn[n : n + 9]) + "," for n in range(0, 600, 9)]
+    if family != "prefix_tokenizer":  # it knows few capitals
+        lines = [line.capitalize() for line in lines]
+    documents = tokenise([" ".join(drawn), "\n".join(lines)], tokenizer)
+    marks = Fingerprints.of([documents[0]], Words(tokenizer))
+    assert marks.copies(documents[1]) == [(0, len(documents[1]))]
+    other = tokenise([" ".join(reversed(drawn))], tokenizer)
+    assert marks.copies(other[0]) == []
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
+def test_every_token_of_a_word_belongs_to_it(texts: list[str]) -> None:
+    """However a text is cut into tokens, its words are the same."""
+    vocabulary = sorted({*"".join(texts), *texts, " "} - {""})
+
+    class Cut:
+        """A tokenizer whose tokens are whole texts, and single characters."""
+
+        def __len__(self) -> int:
+            return len(vocabulary)
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(vocabulary[number] for number in ids)
+
+    words = Words(Cut())
+    fine = [vocabulary.index(letter) for text in texts for letter in text]
+    coarse = [vocabulary.index(text) for text in texts if text]
+    plain = all(letter < "\u2e80" for text in texts for letter in text)
+    one_word = all(text.isalnum() for text in texts if text)
+    if fine and plain and one_word:
+        assert words(np.array(fine))[0].tolist() == words(np.array(coarse))[0].tolist()
+
+
+def test_a_long_document_is_read_in_stretches_as_in_one(monkeypatch) -> None:
+    held = random_ids(9000, seed=0)
+    text = np.concatenate([random_ids(2500, 1), held, random_ids(2500, 2)])
+    monkeypatch.setattr(copies, "SEGMENT_TOKENS", 1000)
+    found = Fingerprints.of([held]).copies(text)
+    assert covered(found, 2500, 11_500) >= 9000 - 2 * SHARED
+    assert covered(found, 0, len(text)) <= 9000 + 2 * (copies.COPY + SHARED)
+    assert Fingerprints.of([held]).copies(held) == [(0, 9000)]
 
 
 def test_memory_has_a_bound_and_long_copies_are_found_all_the_same(monkeypatch) -> None:

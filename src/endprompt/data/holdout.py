@@ -17,6 +17,7 @@ from endprompt.data import remote
 from endprompt.data.copies import Fingerprints, rests
 from endprompt.data.prepared import open_documents
 from endprompt.data.tokens import TokenDocuments
+from endprompt.data.words import Words
 from endprompt.errors import TextError
 from endprompt.io import files, records
 from endprompt.record import Piece, Split
@@ -54,10 +55,14 @@ class View:
         return self.documents[piece.document][piece.start : piece.stop]
 
 
-def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int) -> Split:
+def split(
+    documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int, tokenizer: Any = None
+) -> Split:
     """Set `count` texts of at least `tokens` tokens aside, or as many as half of the text allows.
 
     row_tokens  what training needs in one piece
+    tokenizer   of the documents: copies are then found whatever their spaces, case and
+                punctuation; None: those with the same tokens
 
     Whole long documents come first; where there is none, short ones are joined; a single
     document gives up its end. Raises TextError when the text is too short for both.
@@ -101,15 +106,19 @@ def split(documents: TokenDocuments, *, tokens: int, count: int, row_tokens: int
         held = [[longest.model_copy(update={"start": cut})]]
         train = [piece for piece in whole if piece is not longest]
         train.append(longest.model_copy(update={"stop": cut}))
-    return _without_copies(documents, train, held, row_tokens)
+    return _without_copies(documents, train, held, row_tokens, Words(tokenizer))
 
 
 def _without_copies(
-    documents: TokenDocuments, train: list[Piece], held: list[list[Piece]], row_tokens: int
+    documents: TokenDocuments,
+    train: list[Piece],
+    held: list[list[Piece]],
+    row_tokens: int,
+    words: Words,
 ) -> Split:
     """The split, with copies of held-out text left out of what is trained on."""
     apart = View(documents, [piece for pieces in held for piece in pieces])
-    marks = Fingerprints.of(apart[number] for number in range(len(apart)))
+    marks = Fingerprints.of((apart[number] for number in range(len(apart))), words)
     kept: list[Piece] = []
     copied_documents = copied_tokens = 0
     for piece in sorted(train, key=lambda piece: piece.document):

@@ -35,6 +35,7 @@ from endprompt.data.mixture import Cursor, Reading, Weighted, describe, size, to
 from endprompt.data.readers import Document, Item
 from endprompt.data.sources import Meter
 from endprompt.data.tokens import encode_documents
+from endprompt.data.words import Words
 from endprompt.errors import DataError, TextError
 from endprompt.io import claims
 from endprompt.io.files import sha256_file, sha256_of, write_json, writing
@@ -117,7 +118,7 @@ def prepare(
         done = _finished(folder, settings, sources)
         if done is not None:
             return done
-        run = _Run(sources, encoder, held, options, settings, report)
+        run = _Run(sources, tokenizer, encoder, held, options, settings, report)
         tally = run.tokenise()
         return run.finish(tally, name)
 
@@ -128,6 +129,7 @@ class _Run:
     def __init__(
         self,
         sources: Sequence[Weighted],
+        tokenizer: Any,
         encoder: Encoder,
         held: claims.Output,
         options: Options,
@@ -136,6 +138,7 @@ class _Run:
     ) -> None:
         self.sources, self.encoder, self.held, self.folder = sources, encoder, held, held.folder
         self.options, self.settings, self.report = options, settings, report
+        self.tokenizer = tokenizer
         self.dtype = parts.dtype_for(encoder.vocabulary)
         self.meter = Meter()
         sizes = [entry.source.size() for entry in sources]
@@ -255,7 +258,8 @@ class _Run:
         if not held or not train:
             return
         marks = copies.Fingerprints.of(
-            ids for entry in held for _, ids in parts.read(self.folder / entry["file"])
+            (ids for entry in held for _, ids in parts.read(self.folder / entry["file"])),
+            Words(self.tokenizer),
         )
         for number, entry in enumerate(train):
             if "copied" in entry:

@@ -406,7 +406,11 @@ def _prepare(
     found = open_documents(data, tokenizer=tokenizer)
     if not (data / holdout.FILE).is_file():
         split = holdout.split(
-            found, tokens=max(lengths), count=documents, row_tokens=recipe.amounts.row_tokens
+            found,
+            tokens=max(lengths),
+            count=documents,
+            row_tokens=recipe.amounts.row_tokens,
+            tokenizer=tokenizer,
         )
         holdout.save(data, split)
     training, fingerprint = holdout.training_documents(data)
