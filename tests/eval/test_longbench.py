@@ -103,3 +103,11 @@ def test_lm_eval_s_module_loads_without_its_gpl_dependency():
 
     longbench.score("qasper", "x", ["x"])
     assert "fuzzywuzzy" not in sys.modules
+
+
+def test_a_line_of_predictions_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"pred": f"one{mark}two"} for mark in ("\u2028", "\u0085", "\x1c")]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(lines.encode())
+    assert list(longbench.read_rows(path, ["pred"])) == rows

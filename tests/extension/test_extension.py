@@ -235,6 +235,19 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(places["whole"].rglob("*")) == before
 
 
+def test_chats_are_refused_without_the_option_and_read_with_it(
+    tiny: Path, endprompt: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
+    words = ["extend", tiny, "--text", path, *SMALL, "--out", tmp_path / "out"]
+    for option, message in (([], "--chat writes them"), (["--chat"], "text too short: 4 tokens")):
+        done = endprompt(*words, *option)
+        assert done.returncode == 1, done.stdout
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def test_rows_too_short_for_their_terminal_are_refused_before_a_job_runs(
     tiny: Path, text: Path, endprompt: Run, tmp_path: Path
 ) -> None:

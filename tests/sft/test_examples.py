@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from endprompt.data import bounds
 from endprompt.errors import DataError
 from endprompt.sft import examples
 
@@ -179,14 +180,18 @@ def test_what_the_template_refuses_is_named(tokenizer: Any, tmp_path: Path) -> N
         ("rows.txt", "neither jsonl nor parquet"),
         (".", "a folder"),
         ("cut.jsonl.gz", "cannot read"),
-        ("latin.jsonl", "cannot read"),
+        ("latin.jsonl", r"line 1 is not UTF-8 \(byte 13\)"),
+        ("long.jsonl.gz", r"line 2 is longer than 0 MiB: leave it out"),
         ("empty.jsonl", "no row in"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    name: str, says: str, tokenizer: Any, tmp_path: Path
+    name: str, says: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bounds, "ROW_BYTES", 1000)
     jsonl(tmp_path, {"prompt": "a", "completion": "b"})
+    long = b'{"prompt": "a", "completion": "b"}\n' + b"x" * 2000 + b"\n"
+    (tmp_path / "long.jsonl.gz").write_bytes(gzip.compress(long))
     (tmp_path / "rows.txt").write_text("text")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 99)[:-20])
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')

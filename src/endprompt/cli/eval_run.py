@@ -405,5 +405,5 @@ def _short(
             held.claim(settings)
             write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
             write_text(table, "".join(cell.model_dump_json() + "\n" for cell in cells))
-        lines = table.read_text(encoding="utf-8").splitlines()
+        lines = table.read_bytes().splitlines()
         _table([results.Cell.model_validate_json(line) for line in lines])

@@ -27,6 +27,9 @@ def register(app: typer.Typer) -> None:
             help="File, folder, glob or hub data set; may be repeated. Default: the King James "
             "Bible out of a package.",
         ),
+        chat: bool = typer.Option(
+            False, "--chat", help="Rows are chats (`messages`): write them with the chat template."
+        ),
         method: str = typer.Option(
             "recall-anchors", "--method", help="A method's name or the path of a YAML recipe."
         ),
@@ -98,6 +101,7 @@ def register(app: typer.Typer) -> None:
             documents=documents,
             needles=needles,
             eval_dtype=eval_dtype,
+            chat=chat,
             command=provenance.command(),
             scaling_chosen=recipes.chooses_scaling(method, overrides),
         )

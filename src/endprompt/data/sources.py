@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from endprompt.data import json_rows
 from endprompt.data.readers import (
     COMPRESSIONS,
     KINDS,
@@ -276,6 +277,20 @@ def open_source(
         hint = nearest(path.name, (entry.name for entry in beside))
         raise TextError(f"no such file: {shown(spec)}{hint}")
     return HubSource(spec, columns, split)
+
+
+def lines_of(file: str) -> Iterator[bytes | json_rows.TooLarge]:
+    r"""Lines of one file or URL, compressed or not; they end at `\n` alone and have a bound.
+
+    Raises TextError when it can't be read, or is cut short.
+    """
+    compression = _kind(file)[1]
+    try:
+        with contextlib.ExitStack() as stack:
+            stored = stack.enter_context(_open(file))
+            yield from json_rows.lines(_ready(stored, compression, stack, seekable=False))
+    except (OSError, EOFError) as error:
+        raise TextError(f"cannot read {shown(file)}: {_detail(error)}") from error
 
 
 def shown(name: str) -> str:

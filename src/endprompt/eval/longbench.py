@@ -162,7 +162,7 @@ def cut_middle(text: str, tokenizer: Any, max_length: int) -> str:
 def read_rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file. Raises DataError with the line's number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if not any(line.strip() for line in lines):

@@ -65,6 +65,7 @@ class Request:
     documents: int | None = None
     needles: int = 16
     eval_dtype: str = "auto"
+    chat: bool = False
     command: str = "endprompt extend"
     scaling_chosen: bool = False
     """False: a base with a rule of its own keeps that rule, whatever the recipe's."""
@@ -127,6 +128,7 @@ def extend(
     lengths: Sequence[int | str] | None = None,
     needles: int = 16,
     eval_dtype: str = "auto",
+    chat: bool = False,
 ) -> dict[str, Any]:
     """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
 
@@ -140,6 +142,7 @@ def extend(
     needles   planted within the shortest length, and asked at each
     eval_dtype  precision of the evaluation: auto (the model's own), fast (bfloat16 where this
               machine is fast in it), float32, bfloat16, float16
+    chat      rows of the text are chats: they are written with the model's chat template
 
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
@@ -158,6 +161,7 @@ def extend(
         lengths=[units.tokens(str(length)) for length in lengths] if lengths else None,
         needles=needles,
         eval_dtype=eval_dtype,
+        chat=chat,
         command="endprompt.extend(...)",
         scaling_chosen=recipes.chooses_scaling(method, overrides),
     )
@@ -250,6 +254,7 @@ def make_plan(
         "documents": documents,
         "needles": request.needles,
         "eval_dtype": request.eval_dtype,
+        **({"chat": True} if request.chat else {}),
     }
     held.require(settings)
     _reserve(held)
@@ -381,6 +386,7 @@ def _prepare(
     fresh  what lies there is of a run that was refused, and may be of other text
     """
     from endprompt.data import holdout
+    from endprompt.data.chats import renderer
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
     from endprompt.data.prepared import open_documents
@@ -393,7 +399,8 @@ def _prepare(
         else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
     )
     say(f"text: {name}")
-    sources = [Weighted(open_source(spec)) for spec in specs]
+    render = renderer(tokenizer) if request.chat else None
+    sources = [Weighted(open_source(spec, render=render)) for spec in specs]
     for source in sources:
         for note in source.source.notes():
             say(note)

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from endprompt.errors import DataError, nearest
+from endprompt.errors import DataError, TextError, nearest
 from endprompt.io import records
+from endprompt.io.secrets import redact
 
 IGNORED = -100
 """Label of a token that is read and not learnt."""
@@ -267,24 +268,33 @@ def _rows(spec: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import fsspec
+    from endprompt.data import bounds, json_rows
+    from endprompt.data.sources import lines_of, shown
 
-    label = file.rpartition("/")[2]
-    try:
-        with fsspec.open(file, "rt", compression="infer", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{label} line {number}"
-                try:
-                    row = records.parse(line)
-                except ValueError as error:
-                    raise DataError(f"{where} is not JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{where} is not a JSON object")
-                yield where, row
-    except (OSError, EOFError, ImportError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {' '.join(str(error).split())[:200]}") from error
+    label = shown(file.partition("?")[0] if "://" in file else file).rpartition("/")[2]
+    number, lines = 0, lines_of(file)
+    while True:
+        try:
+            line = next(lines, None)
+        except TextError as error:
+            raise DataError(str(error)) from error
+        if line is None:
+            return
+        number += 1
+        where = f"{label} line {number}"
+        if isinstance(line, json_rows.TooLarge):
+            raise DataError(f"{where} is longer than {bounds.ROW_BYTES >> 20} MiB: leave it out")
+        if not line.strip():
+            continue
+        try:
+            row = records.parse(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8 (byte {error.start + 1}): convert it") from None
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is not a JSON object")
+        yield where, row
 
 
 def _loaded(spec: str, kind: str | None, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -301,4 +311,4 @@ def _loaded(spec: str, kind: str | None, split: str) -> Iterator[tuple[str, dict
             yield f"{label} row {number}", dict(row)
     except (OSError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise DataError(f"cannot read {spec!r}: {detail}") from error
+        raise DataError(redact(f"cannot read {spec!r}: {detail}")) from error
