@@ -8,8 +8,8 @@ import pytest
 import endprompt as ep
 
 NAMES = {
-    "EndPromptError", "Recipe", "RowSource", "anchor", "collate", "extend", "load_recipe",
-    "positions", "rope", "theory",
+    "EndPromptError", "GuardCallback", "Recipe", "RowSource", "anchor", "collate", "extend",
+    "guard", "load_recipe", "positions", "rope", "theory", "write_rows",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ ROOMS = {
     "export": "io models eval report",
     "chat": "io models eval",
     "sft": "io models cost data train export",
+    "trainers": "io models cost data train",
     "extension": "io models cost data train eval analysis report",
     "lab": "io models cost data train eval analysis report",
     "study": "io models cost data train eval analysis report extension lab",

@@ -12,15 +12,18 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "EndPromptError": "errors",
+    "GuardCallback": "trainers.guard",
     "Recipe": "recipe",
     "RowSource": "data.rows",
     "anchor": "positions",
     "collate": "data.rows",
     "extend": "extension.run",
+    "guard": "trainers.guard",
     "load_recipe": "recipe:load",
     "positions": "",
     "rope": "",
     "theory": "",
+    "write_rows": "trainers.rows",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -216,3 +216,26 @@ class Split(Record):
 
 KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Split)
 """Every type of file."""
+
+
+class RowFiles(Record):
+    """rows.json: rows for other trainers, and what they were made of.
+
+    base, base_digests  the checkpoint's name and the digests of its files
+    tokenizer           digest of the tokenizer
+    rope_parameters     of the scaled base, as Transformers writes them
+    files               SHA-256 of every file
+    """
+
+    remedy: ClassVar[str] = "write the rows again"
+
+    recipe: Json
+    recipe_hash: str
+    base: str
+    tokenizer: str
+    rope_parameters: Json
+    target: Count
+    row_tokens: Count
+    rows: Count
+    loss_weights: bool
+    files: dict[str, str]

@@ -23,6 +23,8 @@ FOLDERS: dict[str, list[str]] = {
     f"prepare {DIRECT}": ["prepare", "{text}", "-t", "{tiny}", "--out", "{out}"],
     "train": ["train", "pose", "--model", "{tiny}", "--data", "{data}", "--to", "256",
               "--set", "rows.tokens=64", "--set", "training.tokens=256", "--out", "{out}"],
+    "rows": ["rows", "pose", "--model", "{tiny}", "--data", "{data}", "--to", "256",
+             "--set", "rows.tokens=64", "--count", "4", "--out", "{out}"],
     "sft": ["sft", "{tiny}", "--data", "{chats}", "--set", "steps=1", "--out", "{out}"],
     "extend": ["extend", "{tiny}", "--to", "256", "--text", "{text}", "--out", "{out}"],
     "eval run": ["eval", "run", "{tiny}", "--tasks", "passkey", "--lengths", "100",
@@ -39,6 +41,7 @@ FOLDERS: dict[str, list[str]] = {
 REFUSED: dict[str, list[str]] = {
     f"prepare {DIRECT}": ["--min-document-tokens", "100000"],
     "train": ["--set", "rows.tokens=100000"],
+    "rows": ["--set", "rows.tokens=100000"],
     "sft": ["--set", "max_tokens=4"],
     "extend": ["--lengths", "512"],
     "eval run": ["--lengths", "2"],

@@ -31,6 +31,7 @@ VERBS: tuple[str, ...] = (
     "doctor",
     "prepare",
     "train",
+    "rows",
     "accelerate",
     "evaluate",
     "report",

@@ -101,7 +101,7 @@ def check_positions(
     checks = [
         *_positions(batch, target),
         *_scaling(family.base, wanted, target),
-        *_frequencies(model, family, wanted, target),
+        *frequencies(model, family, wanted, target),
         *_rotation(model, family, wanted, target),
     ]
     before = model.config._attn_implementation
@@ -152,7 +152,7 @@ def _scaling(base: rope.Base, wanted: rope.Parameters, target: int) -> Iterator[
         yield Check("the base's own scaling is kept", "-", slower, detail)
 
 
-def _frequencies(
+def frequencies(
     model: Any, family: families.Family, wanted: rope.Parameters, target: int
 ) -> Iterator[Check]:
     """What the model's rotary embedding holds for each kind of layer, against NumPy's."""

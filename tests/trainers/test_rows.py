@@ -1,0 +1,171 @@
+"""`endprompt rows`: the rows that `endprompt train` trains on, in files that others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from endprompt import recipe as recipes
+from endprompt.cues import CueWriter
+from endprompt.data import holdout, row_files
+from endprompt.data.rows import RowSource
+from endprompt.errors import DataError, OutputError, RecipeError
+from endprompt.models import checkpoint as models
+from endprompt.trainers import settings
+from endprompt.trainers.rows import write_rows
+from rows_given import ROW_TOKENS, SETTINGS, STEPS, TARGET, Given
+
+
+def write(given: Given, out: Path, recipe: str = "pose", **changes: Any) -> Any:
+    options = {"model": str(given.base), "data": given.data, "target": TARGET, "count": STEPS}
+    return write_rows(recipe, out=out, overrides=SETTINGS, **(options | changes))
+
+
+def test_rows_are_those_that_training_makes(given: Given) -> None:
+    tokenizer = models.load_tokenizer(str(given.base))
+    documents, _ = holdout.training_documents(given.data, tokenizer)
+    chosen = recipes.load("pose").replace(SETTINGS).resolve(window=128, target=TARGET, gpu=False)
+    source = RowSource(
+        documents, chosen.rows, CueWriter(tokenizer), target=TARGET, seed=chosen.training.seed,
+        count=STEPS,
+    )  # fmt: skip
+    rows = datasets.load_from_disk(str(given.rows))
+    assert len(rows) == STEPS
+    for index, row in enumerate(rows):
+        assert row["input_ids"] == source.row(index).tokens_T.tolist()
+        assert row["position_ids"] == source.row(index).positions_T.tolist()
+        assert row["attention_mask"] == [1] * ROW_TOKENS
+        assert row["labels"] == [-100, *row["input_ids"][1:]]
+
+
+@pytest.mark.parametrize("form", row_files.FORMATS)
+def test_formats_hold_the_same_rows_and_datasets_reads_them(
+    given: Given, tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "TOKENS_OF_A_PART", 7 * ROW_TOKENS)
+    write(given, tmp_path / "rows", form=form)
+    kind = {"jsonl": "json"}.get(form, form)
+    found = datasets.load_dataset(
+        kind, data_files=f"{tmp_path}/rows/train-*.{form}", split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    whole = datasets.load_from_disk(str(given.rows))
+    assert found["input_ids"][:] == whole["input_ids"][:]
+    assert found["position_ids"][:] == whole["position_ids"][:]
+    assert len(list((tmp_path / "rows").glob(f"train-*.{form}"))) == 3
+
+
+def test_labels_are_ignored_where_weights_are_zero(given: Given, tmp_path: Path) -> None:
+    changed = {"rows.tokens": 128, "rows.kinds.0.terminal.recall": {"quotes": 2}}
+    write_rows("recall", model=str(given.base), data=given.data, target=TARGET, count=4,
+               out=tmp_path / "rows", overrides=changed)  # fmt: skip
+    for row in datasets.load_from_disk(str(tmp_path / "rows")):
+        assert -100 in row["labels"][1:]
+        assert set(row["labels"]) - {-100}
+
+
+def test_weights_are_kept_and_trainers_without_them_named(
+    given: Given, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = SETTINGS | {"rows.kinds.0.prefix.weight": 0.25}
+    write_rows("pose", model=str(given.base), data=given.data, target=TARGET, count=4,
+               out=tmp_path / "rows", overrides=changed)  # fmt: skip
+    assert "Axolotl" in caplog.text
+    weights = datasets.load_from_disk(str(tmp_path / "rows"))[0]["loss_weights"]
+    assert weights[1:] == [0.25] * (ROW_TOKENS - 1)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "TOKENS_OF_A_PART", 6 * ROW_TOKENS)
+
+    def kill(done: int, _: int) -> None:
+        if done == 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(given, tmp_path / "parts", progress=kill)
+    first = next((tmp_path / "parts").glob("train-00000*"))
+    before = first.stat().st_mtime_ns
+    write(given, tmp_path / "parts")
+    write(given, tmp_path / "whole")
+    assert first.stat().st_mtime_ns == before
+    contents = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("parts", "whole")
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_rows_that_changed_and_other_settings_are_refused(given: Given, tmp_path: Path) -> None:
+    write(given, tmp_path / "rows")
+    with pytest.raises(OutputError, match="another rows"):
+        write(given, tmp_path / "rows", count=3)
+    part = next((tmp_path / "rows").glob("train-*"))
+    part.write_bytes(part.read_bytes()[:-8])
+    with pytest.raises(DataError, match="has changed"):
+        write(given, tmp_path / "rows")
+
+
+@pytest.mark.parametrize("amount", [{"count": None}, {"tokens": 640}, {"count": None, "tokens": 9}])
+def test_amounts_that_are_none_are_refused(
+    given: Given, tmp_path: Path, amount: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError):
+        write(given, tmp_path / "rows", **amount)
+    assert not (tmp_path / "rows").exists()
+
+
+def test_scaled_base_links_its_weights_and_loads(given: Given) -> None:
+    assert (given.scaled / "model.safetensors").is_symlink()
+    network = AutoModelForCausalLM.from_pretrained(given.scaled)
+    assert network.config.max_position_embeddings == TARGET
+    assert network.config.rope_parameters["rope_type"] != "default"
+
+
+def test_a_scaled_base_is_never_put_over_another_folder(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        write(given, tmp_path / "rows", scaled_base=tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("trainer", settings.TRAINERS)
+def test_a_configuration_is_written_for_each_trainer(
+    given: Given, tmp_path: Path, trainer: str
+) -> None:
+    import yaml
+
+    write(given, tmp_path / "rows", scaled_base=tmp_path / "base", trainer=trainer)
+    name = settings.TRAINERS[trainer][0]
+    text = (tmp_path / "rows" / name).read_text()
+    assert str(tmp_path / "base") in text
+    if name.endswith(".py"):
+        compile(text, name, "exec")
+    else:
+        assert yaml.safe_load(text)
+
+
+def test_an_unknown_trainer_is_refused_before_anything_is_written(
+    given: Given, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'axolotl'"):
+        write(given, tmp_path / "rows", trainer="axolotls")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_hashes_tell_rows_apart(given: Given) -> None:
+    hashes = np.load(given.rows / row_files.HASHES)
+    assert hashes.shape == (STEPS, 2)
+    assert len(np.unique(hashes[:, 1])) > STEPS // 2
