@@ -27,7 +27,7 @@ def test_recipes_are_drawn_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
         "coverage.svg", "coverage.png", "coverage.csv", "coverage.md",
     }  # fmt: skip
     assert run([*command, "--out", str(out)]) == 1
-    assert "--force overwrites it" in capsys.readouterr().err
+    assert "or give --force" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("wide")
