@@ -196,3 +196,28 @@ def test_variables_of_one_name_are_drawn_again(data: Data, monkeypatch: pytest.M
     monkeypatch.setattr(builder, "_name", lambda letters: next(names))
     with pytest.raises(Unlucky):
         builder.measured(10)
+
+
+class Growing:
+    """A counter for which draws are longer than the search met: as rare long words make them."""
+
+    words_apart = False
+    calls = 0
+
+    def count(self, text: str) -> int:
+        self.calls += 1
+        asked = text.count(". ") - 190  # the demonstration has 190 entries
+        return 100 if asked <= (328 if self.calls < 7 else 280) else 10**6
+
+    whole = count
+
+    def distrust(self) -> None:
+        raise AssertionError("counted by whole texts")
+
+
+def test_a_list_that_is_too_long_loses_ten_words_even_below_ten(data: Data) -> None:
+    """NVIDIA's generator subtracts ten from any size above ten: 19 words become 9."""
+    cell = Cell(find_task("cwe"), 4096, 1, 42, Growing(), data, Wrap())  # type: ignore[arg-type]
+    (sample,) = cell
+    assert 0 < len(sample.outputs) < 10
+    assert len(set(sample.outputs)) == len(sample.outputs)
