@@ -188,7 +188,8 @@ class CueWriter:
         while _recall_tokens(facts, spans, marks) > row_tokens and _drop_one(facts, spans):
             pass
         held = sum(map(len, facts + spans))
-        if held < wanted and not self._said_short:
+        fits = _recall_tokens(facts, spans, marks) <= row_tokens  # else an error follows
+        if fits and held < wanted and not self._said_short:
             self._said_short = True
             log.warning(
                 "rows of %d tokens hold %d of the %d questions of the recall terminal: "

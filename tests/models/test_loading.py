@@ -289,6 +289,7 @@ VERBS: dict[str, Callable[[Path, Path, Places], list[object]]] = {
 """Every verb that loads a model, with the least that it needs beside it."""
 
 LOAD_NONE = {
+    "rows",  # reads config and tokenizer alone
     "accelerate", "prepare", "prepare verify", "prepare show", "report", "lab", "study",
     "plan", "methods", "eval compare", "eval tasks-path", "eval data ruler",
     "eval data longbench", "eval score ruler", "eval score longbench",

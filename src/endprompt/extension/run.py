@@ -242,7 +242,6 @@ def make_plan(
             f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
         )
     tokenizer = models.load_tokenizer(model)
-    require_room(Coder(tokenizer), lengths, needles=request.needles)
     documents = request.documents or (4 if gpus else 1)
     settings = {
         "model": model,
@@ -265,6 +264,7 @@ def make_plan(
     own = rope.name_of(base.parameters) if base.parameters else ""
     arms = arms_of(recipe, request.controls, own)
     _rows(request, arms, model)  # what can't be made is said before anything runs
+    require_room(Coder(tokenizer), lengths, needles=request.needles)
     at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
     checked = _check(request, model, recipe, threads, watch, held.lock)
     held.claim(settings)
