@@ -33,6 +33,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+LONG_QUOTE = {"quotes": 1, "cue_tokens": (60, 60), "answer_tokens": (60, 60)}
+"""More than a row holds, whatever else is left out."""
+
+
 def a_recipe(**changes: Any) -> recipe.Recipe:
     chosen = recipe.load("recall-pose").replace(SETTINGS | changes)
     return chosen.resolve(window=128, target=TARGET, gpu=False)
@@ -134,9 +138,9 @@ def test_a_finished_run_is_returned_and_nothing_is_done(
 def test_a_run_refused_for_its_rows_can_be_given_again_as_the_error_says(
     tiny: Path, documents: TokenDocuments, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"raise rows\.tokens or shorten the cue"):
+    with pytest.raises(RecipeError, match=r"raise rows\.tokens to \d+ or shorten the cue"):
         run.train(
-            a_recipe(**{"rows.kinds.1.terminal.recall": {"quotes": 9}}), model=str(tiny),
+            a_recipe(**{"rows.kinds.1.terminal.recall": LONG_QUOTE}), model=str(tiny),
             documents=documents, target=TARGET, out=tmp_path / "run",
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
@@ -301,6 +305,8 @@ def test_a_folder_of_another_run_is_refused(
     begun = {"recipe_hash": a_recipe().hash(), "model": str(tiny), "target": TARGET}
     with claims.output(tmp_path, "train") as held:
         held.claim(begun | digests.of_model(str(tiny)) | {"documents": ""})
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "begun").touch()
     with pytest.raises(OutputError, match="another recipe_hash: choose another --out"):
         run.train(
             a_recipe(**{"training.seed": 1}), model=str(tiny), documents=documents,
@@ -316,9 +322,9 @@ def test_text_or_rows_too_short_are_said_before_the_model_loads(
             a_recipe(), model=str(tiny), documents=TokenDocuments.from_arrays([np.arange(50)]),
             target=TARGET, out=tmp_path / "text",
         )  # fmt: skip
-    with pytest.raises(RecipeError, match=r"raise rows\.tokens or shorten the cue"):
+    with pytest.raises(RecipeError, match=r"raise rows\.tokens to \d+ or shorten the cue"):
         run.train(
-            a_recipe(**{"rows.kinds.1.terminal.recall": {"quotes": 9}}), model=str(tiny),
+            a_recipe(**{"rows.kinds.1.terminal.recall": LONG_QUOTE}), model=str(tiny),
             documents=documents, target=TARGET, out=tmp_path / "rows",
         )  # fmt: skip
 
