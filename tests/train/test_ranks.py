@@ -170,7 +170,7 @@ def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(
     killed: Callable[..., Path],
 ) -> None:
     mark = json.loads((killed(2) / "checkpoints/checkpoint-4/complete.json").read_text())
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= mark["sizes"].keys()
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= mark["files"].keys()
 
 
 @pytest.mark.parametrize(
