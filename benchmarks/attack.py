@@ -17,10 +17,8 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -258,6 +256,12 @@ def attack_file(path: Path, reader: Reader, content: bytes, whole: Any) -> str:
         path.write_bytes(original)
 
 
+def _resident(key: str) -> int:
+    """A line of the kernel's memory table of this process, bytes."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
 def _batch(job: tuple[Path, Named, list[int], int]) -> tuple[list[tuple[str, int, str]], int]:
     """Attack with some numbers in a process of its own; findings and its peak memory in bytes."""
     source, named, numbers, seed = job
@@ -274,7 +278,8 @@ def _batch(job: tuple[Path, Named, list[int], int]) -> tuple[list[tuple[str, int
         wholes = {
             name: reader(path) for name, (path, reader) in known.items() if reader is _prepared
         }
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         findings = []
         names = sorted(known)
         for number in numbers:
@@ -285,7 +290,7 @@ def _batch(job: tuple[Path, Named, list[int], int]) -> tuple[list[tuple[str, int
             said = attack_file(path, reader, content, wholes.get(name))
             if said:
                 findings.append((name, number, said))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = _resident("VmHWM")
     return findings, max(peak - before, 0)
 
 
@@ -374,48 +379,73 @@ def _leavings(out: Path) -> list[str]:
     ]
 
 
-def _command(verb: str, places: dict[str, Path]) -> list[str]:
-    return [sys.executable, "-m", "endprompt", *(word.format(**places) for word in VERBS[verb])]
+PRELOADED = ["torch", "transformers.trainer", "transformers.models.llama.modeling_llama",
+             "datasets", "peft", "trl.trainer.sft_trainer", "scipy.stats",
+             "endprompt.cli.app"]  # fmt: skip
+FORKED = multiprocessing.get_context("forkserver")
 
 
-def _wait(command: list[str], log: Path) -> tuple[int, float]:
-    began = time.perf_counter()
+def _inside(command: list[str], log: Path) -> None:
+    """The command in this process, which was forked with its libraries imported."""
+    os.setsid()
+    os.chdir(log.parent)
     with log.open("ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=file, cwd=log.parent).returncode
-    return code, time.perf_counter() - began
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from endprompt.cli.app import run
+
+    sys.exit(run(command))
+
+
+def _start(verb: str, places: dict[str, Path], log: Path) -> Any:
+    command = [word.format(**places) for word in VERBS[verb]]
+    child = FORKED.Process(target=_inside, args=(command, log))
+    child.start()
+    return child
+
+
+def _wait(verb: str, places: dict[str, Path], log: Path) -> tuple[int, float]:
+    began = time.perf_counter()
+    child = _start(verb, places, log)
+    child.join()
+    return child.exitcode, time.perf_counter() - began
+
+
+def _kill(child: Any) -> None:
+    """With all that it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:  # killed before it led a group
+        child.kill()
+    child.join()
 
 
 def kill_verb(
-    verb: str, places: dict[str, Path], kills: int, seed: int, until: float
-) -> dict[str, Any]:
+    verb: str, places: dict[str, Path], numbers: range, seed: int, until: float
+) -> dict[str, int]:
     """Kill a verb at random moments, let it finish, and compare with the uninterrupted run."""
     home = places["home"] / verb.replace(" ", "-")
     home.mkdir()
-    code, seconds = _wait(_command(verb, places | {"out": home / "whole"}), home / "whole.log")
+    _wait(verb, places | {"out": home / "first"}, home / "first.log")  # fills the caches
+    code, seconds = _wait(verb, places | {"out": home / "whole"}, home / "whole.log")
     if code:
-        return {"kills": 0, "failed": f"uninterrupted run ended with {code}"}
+        return {"kills": 0, "failed": 1}
     expected = _artefacts(home / "whole")
     found: Counter[str] = Counter()
-    rng = random.Random(f"{seed}:{verb}")
     done = 0
-    for number in range(kills):
+    for number in numbers:
         if time.time() > until:
             break
+        rng = random.Random(f"{seed}:{verb}:{number}")
         out, log = home / f"{number}", home / f"{number}.log"
         stranger = home / f"{number}-stranger.txt"
         stranger.write_text("mine")
         for _ in range(rng.choice((1, 1, 2))):
-            with log.open("ab") as file:
-                child = subprocess.Popen(
-                    _command(verb, places | {"out": out}), stdout=file, stderr=file,
-                    cwd=home, start_new_session=True,
-                )  # fmt: skip
-                try:
-                    child.wait(rng.uniform(0.3, 1.0) * seconds)
-                except subprocess.TimeoutExpired:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-        code, _ = _wait(_command(verb, places | {"out": out}), log)
+            child = _start(verb, places | {"out": out}, log)
+            child.join(rng.uniform(0.02, 1.0) * seconds)
+            if child.exitcode is None:
+                _kill(child)
+        code, _ = _wait(verb, places | {"out": out}, log)
         done += 1
         found["not finished"] += code != 0
         found["tracebacks"] += "Traceback" in log.read_text(errors="replace")
@@ -425,12 +455,14 @@ def kill_verb(
         found["lost"] += stranger.read_text() != "mine"
         if code == 0 and _artefacts(out) == expected:
             shutil.rmtree(out)
-        print(f"{verb}: {done}/{kills} {dict(found)}", flush=True)
-    return {"kills": done, "seconds_whole": round(seconds, 1), **found}
+        print(f"{verb}: kill {number + 1} of {numbers.stop} {dict(found)}", flush=True)
+    return {"kills": done, **found}
 
 
-def attack_verbs(kills: int, seed: int, until: float, verbs: list[str]) -> dict[str, Any]:
-    """Every verb in turn, each with an equal part of the time that is left."""
+def attack_verbs(
+    kills: int, seed: int, until: float, verbs: list[str], found: dict[str, Any]
+) -> None:
+    """Every verb in turn, each with an equal part of the time; adds to `found`, by verb."""
     from endprompt.cli.app import run
     from tiny_checkpoint import WORDS, save_run, save_tiny
 
@@ -445,10 +477,13 @@ def attack_verbs(kills: int, seed: int, until: float, verbs: list[str]) -> dict[
         "home": home, "tiny": tiny, "text": text, "data": home / "data", "chats": chats,
         "run": save_run(home / "run", tiny, "yarn", 256),
     }  # fmt: skip
-    found = {}
+    FORKED.set_forkserver_preload(PRELOADED)
     for n, verb in enumerate(verbs):
         share = time.time() + (until - time.time()) / (len(verbs) - n)
-        found[verb] = kill_verb(verb, places, kills, seed, share)
+        before = Counter(found.get(verb, {}))
+        if before["kills"] < kills:
+            after = kill_verb(verb, places, range(before["kills"], kills), seed, share)
+            found[verb] = {key: before[key] + after.get(key, 0) for key in {*before, *after}}
     if all(not _bad(one) for one in found.values()):
         shutil.rmtree(home)
     else:
@@ -484,13 +519,15 @@ def main() -> int:
     from endprompt.io import files, provenance
 
     figures: dict[str, Any] = {"seed": given.seed, **provenance.provenance()}
+    before = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    if before.get("seed") == given.seed:  # kills go on where they stopped
+        figures |= {key: before[key] for key in ("inputs", "kills") if key in before}
     if given.inputs:
         share = until if not given.kills else began + 20 * given.minutes
         figures["inputs"] = attack_inputs(given.inputs, given.seed, share, given.workers)
     if given.kills:
         verbs = [verb.strip() for verb in given.verbs.split(",")]
-        figures["kills"] = attack_verbs(given.kills, given.seed, until, verbs)
-    figures["minutes"] = round((time.time() - began) / 60, 1)
+        attack_verbs(given.kills, given.seed, until, verbs, figures.setdefault("kills", {}))
     files.write_json(given.json, figures)
     bad = sum(map(_bad, [figures.get("inputs", {}), *figures.get("kills", {}).values()]))
     print(f"{bad} findings, {given.json}")

@@ -32,7 +32,7 @@ ROOMS = {
 """What each room may import, beside the root. `cli` may import everything."""
 ROOT_MODULES = (
     "errors", "units", "record", "stats", "plugins", "positions", "distances", "theory", "rope",
-    "recipe", "cues",
+    "recipe", "cues", "yaml_text",
 )  # fmt: skip
 """What a recipe means. These import one another alone, and never torch."""
 WITHOUT_TORCH = tuple(name for name in ROOT_MODULES if (SOURCE / f"{name}.py").is_file())

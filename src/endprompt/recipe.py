@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import plugins, rope
+from endprompt import plugins, rope, yaml_text
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -428,7 +428,7 @@ def chooses_scaling(name: str | Path, overrides: dict[str, Any]) -> bool:
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Settings of a YAML file; `what` it is called in errors. Raises RecipeError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_text.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no {what} file {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -486,7 +486,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise RecipeError(f"--set {assignment}: write key=value, as in training.seed=3")
         try:
-            found[key] = yaml.safe_load(value)
+            found[key] = yaml_text.load(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {assignment}: {value!r} is no YAML value") from None
         if isinstance(found[key], str):  # YAML 1.1 reads 1e-4 as text

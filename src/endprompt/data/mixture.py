@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from endprompt import yaml_text
 from endprompt.data.encoder import Encoder
 from endprompt.data.readers import Document, Item, Render
 from endprompt.data.sources import Meter, Source, open_source
@@ -53,7 +54,7 @@ def load_mixture(path: Path, *, render: Render | None = None) -> list[Weighted]:
     Raises TextError when the file can't be read, or names the key that is wrong.
     """
     try:
-        spec = _Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        spec = _Spec.model_validate(yaml_text.load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

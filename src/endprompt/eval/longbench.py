@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from endprompt import yaml_text
 from endprompt.errors import DataError, DependencyError, EvaluationError, nearest
 from endprompt.io import records
 
@@ -121,7 +122,7 @@ def _task(name: str) -> tuple[str, int]:
 
     Loader.add_constructor("!function", lambda _loader, node: node.value)
     path = _lm_eval_folder() / f"{find_dataset(name).name}.yaml"
-    found = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    found = yaml_text.load(path.read_text(encoding="utf-8"), Loader)
     return found["doc_to_text"], int(found["generation_kwargs"]["max_gen_toks"])
 
 

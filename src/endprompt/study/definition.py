@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from endprompt import recipe as recipes
+from endprompt import yaml_text
 from endprompt.errors import RecipeError, nearest
 from endprompt.io import files
 from endprompt.recipe import Recipe
@@ -124,7 +124,7 @@ def names() -> list[str]:
     """Names of the shipped studies, in the paper's order: tables, then figures."""
 
     def place(name: str) -> tuple[bool, int]:
-        source = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+        source = yaml_text.load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
         return source.startswith("figure"), int(re.findall(r"\d+", source)[0])
 
     return sorted((path.stem for path in SHIPPED.glob("*.yaml")), key=place)
