@@ -28,7 +28,7 @@ def test_page_lands_in_the_run_and_is_not_overwritten(
     assert command(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert command(["report", str(folder)]) == 1
-    assert "--force overwrites it" in capsys.readouterr().err
+    assert "give --force" in capsys.readouterr().err
     assert command(["report", str(folder), "--force"]) == 0
 
 

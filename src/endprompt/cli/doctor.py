@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
         from endprompt import recipe as recipes
         from endprompt import units
         from endprompt.errors import RecipeError
-        from endprompt.io import files
+        from endprompt.io import result_files
         from endprompt.io.progress import tell
         from endprompt.io.quiet import quiet
 
@@ -66,6 +66,7 @@ def register(app: typer.Typer) -> None:
             return
         if to is None:
             raise RecipeError("--to is missing: give the target window, as in --to 64k")
+        result_files.require_replaceable(out, force=True)
         target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         if scaling:
@@ -101,7 +102,7 @@ def register(app: typer.Typer) -> None:
             echo(f"{mark}  {check.name:<36} {check.backend:<20} {check.detail}")
         position_check.require(checks)
         if out is not None:
-            files.write_json(out, result)
+            result_files.write(out, result)
 
 
 def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) -> None:

@@ -60,6 +60,7 @@ def data(
             text = longbench.cut_middle(longbench.prompt(dataset, row), sizer, limit)
             lines.append(
                 {
+                    "made_by": "endprompt",
                     "index": number,
                     "dataset": dataset,
                     "prompt": text,
@@ -96,7 +97,7 @@ def score(
     from endprompt.errors import EvaluationError
     from endprompt.eval import longbench
     from endprompt.eval.scores import Score, written
-    from endprompt.io import files
+    from endprompt.io import result_files
 
     if len(dataset) != len(predictions):
         raise EvaluationError(
@@ -120,7 +121,7 @@ def score(
         ]
         english = any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores)
         averages = longbench.averages(scores).model_dump(mode="json") if english else None
-        files.write_json(out, written("longbench", rows, averages))
+        result_files.write(out, written("longbench", rows, averages))
 
 
 def show(scores: list) -> None:

@@ -47,7 +47,7 @@ def needle(
     from endprompt import units
     from endprompt.eval.needle import needle_grid
     from endprompt.eval.texts import long_texts
-    from endprompt.io import files
+    from endprompt.io import result_files
 
     wanted, places = units.lengths(lengths), screen.depths(depths)
     for path in (out, figure):
@@ -76,7 +76,7 @@ def needle(
         quarters = ("-" if q is None else f"{q:.2f}" for q in grid.by_quarter(length))
         echo(f"{length:>7} tokens  digits by quarter, farthest first: {' '.join(quarters)}")
     if out is not None:
-        files.write_json(out, {"model": model, **grid.model_dump(mode="json")})
+        result_files.write(out, {"model": model, **grid.model_dump(mode="json")})
     if figure is not None:
         draw(grid, model, figure)
 
@@ -116,6 +116,8 @@ def draw(grid: NeedleGrid, title: str, path: Path) -> None:
     figure.suptitle(title)
     with writing(path) as partial:
         kind = path.suffix[1:]
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        metadata = (
+            {"Date": None, "Creator": "endprompt"} if kind == "svg" else {"Software": "endprompt"}
+        )
         figure.savefig(partial, format=kind, metadata=metadata)
     pyplot.close(figure)

@@ -48,7 +48,7 @@ def perplexity(
     from endprompt import units
     from endprompt.errors import EvaluationError, nearest
     from endprompt.eval import perplexity as measure
-    from endprompt.io import files
+    from endprompt.io import result_files
 
     kind = next((known for known in measure.DEFINITIONS if known == definition), None)
     if kind is None:
@@ -80,4 +80,4 @@ def perplexity(
         ),
     )
     if out is not None:
-        files.write_json(out, result.model_dump(mode="json"))
+        result_files.write(out, result.model_dump(mode="json"))

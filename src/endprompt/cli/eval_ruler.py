@@ -139,9 +139,10 @@ def score(
     from endprompt.eval.ruler.scoring import read_predictions
     from endprompt.eval.ruler.tasks import find_task
     from endprompt.eval.scores import Score, written
-    from endprompt.io.files import write_json
+    from endprompt.io import result_files
     from endprompt.units import lengths
 
+    result_files.require_replaceable(json_out, force=True)
     found = find_predictions(predictions, task, lengths(length)[0] if length else None)
     scores: dict[int, list[TaskScore]] = {}
     rows: list[Score] = []
@@ -169,7 +170,8 @@ def score(
         _print_summary(summary)
     _print_notes((row.task, row.note) for row in rows)
     if json_out:
-        write_json(json_out, written("ruler", rows, asdict(summary) if len(rows) > 1 else None))
+        averages = asdict(summary) if len(rows) > 1 else None
+        result_files.write(json_out, written("ruler", rows, averages))
 
 
 def _versions_of(*names: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ def compare(
     """
     from endprompt import stats
     from endprompt.eval import compare as pairs
-    from endprompt.io import files
+    from endprompt.io import result_files
 
     screen.must_be_free(out, force)
     rows = pairs.compare(first, second)
@@ -77,7 +77,7 @@ def compare(
         ),
     )
     if out is not None:
-        files.write_json(out, {"differences": [row.model_dump(mode="json") for row in rows]})
+        result_files.write(out, {"differences": [row.model_dump(mode="json") for row in rows]})
 
 
 def run(

@@ -50,11 +50,10 @@ def several(text: str) -> list[str]:
 
 
 def must_be_free(path: Path | None, force: bool) -> None:
-    """Raise OutputError when a file would be overwritten without --force."""
-    from endprompt.errors import OutputError
+    """Raise OutputError for a file of somebody else's, and for one of ours without --force."""
+    from endprompt.io import result_files
 
-    if path is not None and path.exists() and not force:
-        raise OutputError(f"{path} is there already: give --force to overwrite it")
+    result_files.require_replaceable(path, force=force)
 
 
 @contextmanager

@@ -38,9 +38,10 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         import time
 
         from endprompt import units
-        from endprompt.io import files, provenance
+        from endprompt.io import provenance, result_files
         from endprompt.io.progress import tell
 
+        result_files.require_replaceable(out, force=True)  # a repeated job replaces its own
         wanted = units.lengths(lengths)
         from endprompt.data import holdout
         from endprompt.errors import TextError
@@ -69,7 +70,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             progress=lambda done: tell(progress, done, 1.0),
         )
         if out is not None:
-            files.write_json(
+            result_files.write(
                 out,
                 {
                     **check.model_dump(mode="json"),

@@ -66,11 +66,10 @@ def register(app: typer.Typer) -> None:
         from endprompt import recipe as recipes
         from endprompt import units
         from endprompt.cost import plan as plans
-        from endprompt.errors import OutputError, RecipeError
-        from endprompt.io import files, provenance
+        from endprompt.errors import RecipeError
+        from endprompt.io import provenance, result_files
 
-        if json and json.exists() and not force:
-            raise OutputError(f"{json} is there already: give --force to overwrite it")
+        result_files.require_replaceable(json, force=force)
         target = units.tokens(to)
         sized = plans.SIZES.get(model) or _sized(model)
         if target <= sized.window:
@@ -104,7 +103,7 @@ def register(app: typer.Typer) -> None:
                 "attention_flops_per_second": where.device.attention,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
-            files.write_json(json, found)
+            result_files.write(json, found)
             echo(f"record  {json}")
 
 

@@ -40,8 +40,7 @@ def register(app: typer.Typer) -> None:
 
             endprompt report runs/yarn runs/pi --out both.html --assets
         """
-        from endprompt.errors import OutputError
-        from endprompt.io import claims
+        from endprompt.io import claims, result_files
         from endprompt.report.page import write
         from endprompt.report.reading import read
 
@@ -49,8 +48,7 @@ def register(app: typer.Typer) -> None:
         page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
         folder = page.with_suffix("")
         folder = folder.with_name(f"{folder.name}-files") if assets else None
-        if page.exists() and not force:
-            raise OutputError(f"{page} is there already: --force overwrites it")
+        result_files.require_replaceable(page, force=force)
         with (
             nullcontext()
             if folder is None
