@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruler_tokenizer import write_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -94,6 +94,7 @@ TEXTS = st.lists(WORDS, max_size=12).map(" ".join)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(text=TEXTS)
+@example(text="of of  <|reserved_1|>  of").via("a special token of digits inside a piece")
 def test_count_equals_tokenising_the_whole(
     kind: str, counters: dict[str, TokenCounter], text: str
 ) -> None:

@@ -22,7 +22,6 @@ CHECKS = 2_000
 _GAP = re.compile(r"(?<=\S) (?=\S)")
 _CROSSING = re.compile(r"\S ")
 _MIXED_DIGITS = re.compile(r"[0-9][^0-9]|[^0-9 ][0-9]")
-_HAS_DIGIT = re.compile(r"[0-9]")
 _COMPOSED = re.compile(r"[0-9-]")
 _RUNS = re.compile(r"[^0-9A-Za-z]*(?:[0-9]+|[A-Za-z]+)|[^0-9A-Za-z]+")
 _MIXED_RUNS = re.compile(r"[0-9][A-Za-z]|[A-Za-z][0-9]|[0-9A-Za-z][!-/:-@\[-`{-~]")
@@ -35,7 +34,7 @@ class _Unsure(Exception):
 
 
 class _Special(Exception):
-    """A cut would touch a special token, which may treat the space beside it in its own way."""
+    """A piece holds a special token: it is one token, and may swallow the space beside it."""
 
 
 class _Words(dict[str, int]):
@@ -146,12 +145,8 @@ class TokenCounter:
         return self.whole(first) + sum(map(self._words.of_piece, pieces))
 
     def refuse_special(self, piece: str) -> None:
-        """Raise _Special when a piece begins or ends in a special token, or holds one of digits."""
-        if self._special_first.search(piece) and (
-            piece.startswith(self._special)
-            or piece.endswith(self._special)
-            or any(token in piece for token in self._special_digits)
-        ):
+        """Raise _Special when a piece holds a special token, with its digits or with zeros."""
+        if self._special_first.search(piece) and any(token in piece for token in self._special):
             raise _Special(piece)
 
     def distrust(self) -> None:
@@ -174,7 +169,6 @@ class TokenCounter:
 
     def _know_special(self, added: list[str]) -> None:
         self._special = tuple({*added, *map(_zeros, added)})
-        self._special_digits = tuple({_zeros(token) for token in added if _HAS_DIGIT.search(token)})
         firsts = "".join(re.escape(token[0]) for token in self._special)
         self._special_first = re.compile(f"[{firsts}]" if firsts else "(?!)")
 
