@@ -77,7 +77,9 @@ def main() -> None:
         if not report.is_file():
             _run("eval", "window", folder, "--data", data, "--lengths", given.lengths,
                  "--dtype", "float32", "--needles", "8", "--json", report)  # fmt: skip
-        found["models"][name]["evaluation"] = json.loads(report.read_text())
+        evaluation = json.loads(report.read_text())
+        evaluation["model"] = str(folder.relative_to(given.work))
+        found["models"][name]["evaluation"] = evaluation
         files.write_json(given.json, found)
 
 
