@@ -5,7 +5,7 @@
 Counts what must not happen: a traceback, a hang, too much memory, a silent difference, an artefact
 that differs from the uninterrupted run's, something of the user's that is gone. The figures go to
 benchmarks/results/attack.json; the exit code is 1 where any of them is not zero. A finding is
-reproduced by its seed and number.
+reproduced by its seed and number. Given again with the same seed, kills resume.
 """
 
 from __future__ import annotations
@@ -520,7 +520,7 @@ def main() -> int:
 
     figures: dict[str, Any] = {"seed": given.seed, **provenance.provenance()}
     before = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    if before.get("seed") == given.seed:  # kills go on where they stopped
+    if before.get("seed") == given.seed:  # kills resume
         figures |= {key: before[key] for key in ("inputs", "kills") if key in before}
     if given.inputs:
         share = until if not given.kills else began + 20 * given.minutes

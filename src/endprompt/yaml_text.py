@@ -1,4 +1,4 @@
-"""The one reader of YAML: safe, and with one kind of error for all that cannot be read."""
+"""The one reader of YAML: safe, and with one type of error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 def load(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """Value of a YAML text.
 
-    Raises yaml.YAMLError, also where PyYAML raises something else: nesting deeper than Python's
-    stack, a number of thousands of digits, a date that is none.
+    Raises yaml.YAMLError, also where PyYAML raises something else: for nesting deeper than
+    Python's stack, a number of thousands of digits, an impossible date.
     """
     try:
         return yaml.load(text, loader)
