@@ -18,7 +18,7 @@ from endprompt.cli.eval_needle import draw
 from endprompt.eval.needle import NeedleGrid
 from endprompt.eval.perplexity import perplexity
 from endprompt.eval.scores import Scores
-from endprompt.io import records
+from endprompt.io import records, result_files
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,8 @@ def test_needle_writes_its_grid_and_its_figure_the_same_twice(model, text, tmp_p
         more = ["--json", tmp_path / f"{name}.json", "--figure", tmp_path / f"{name}.svg"]
         assert command(*given, *more) == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert command(*given, *more) == 1, "both files are there"
+    assert command(*given, *more, "--force") == 0
     grid, again = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("a", "b"))
     assert {**grid, "created": None} == {**again, "created": None}
     assert len(grid["scores"]) == 6
@@ -98,6 +100,7 @@ def test_a_figure_can_be_a_png(tmp_path):
     )
     draw(grid, "title", tmp_path / "g.png")
     assert (tmp_path / "g.png").read_bytes()[1:4] == b"PNG"
+    result_files.require_replaceable(tmp_path / "g.png", "eval needle", force=True)
 
 
 def test_longbench_prompts_are_written_answered_and_scored(model, tmp_path, capsys):
@@ -109,7 +112,8 @@ def test_longbench_prompts_are_written_answered_and_scored(model, tmp_path, caps
     file.write_text("".join(json.dumps({**row, "all_classes": None}) + "\n" for row in rows))
     out = tmp_path / "prompts.jsonl"
     given = ["data", "longbench", "--dataset", "qasper_e", "--file", file, "--tokenizer", model]
-    assert command(*given, "--max-length", "300", "--out", out) == 0
+    for force, code in (([], 0), ([], 1), (["--force"], 0)):
+        assert command(*given, "--max-length", "300", "--out", out, *force) == code
     prompts = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(prompts) == 3
     assert all(len(tiny_tokenizer()(row["prompt"])["input_ids"]) <= 304 for row in prompts)

@@ -32,6 +32,17 @@ def test_page_lands_in_the_run_and_is_not_overwritten(
     assert command(["report", str(folder), "--force"]) == 0
 
 
+def test_a_page_of_something_else_is_never_overwritten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "mine.html"
+    page.write_text("<!doctype html><p>all about endprompt")
+    for force in ([], ["--force"]):
+        assert command(["report", str(folder), "--out", str(page), *force]) == 1
+        assert "did not write it" in capsys.readouterr().err
+    assert page.read_text() == "<!doctype html><p>all about endprompt"
+
+
 def test_several_runs_go_into_one_page_with_their_files(folder: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     twin.mkdir()

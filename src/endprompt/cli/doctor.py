@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
             return
         if to is None:
             raise RecipeError("--to is missing: give the target window, as in --to 64k")
-        result_files.require_replaceable(out, force=True)
+        result_files.require_replaceable(out, "doctor", force=True)
         target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         if scaling:
@@ -102,7 +102,7 @@ def register(app: typer.Typer) -> None:
             echo(f"{mark}  {check.name:<36} {check.backend:<20} {check.detail}")
         position_check.require(checks)
         if out is not None:
-            result_files.write(out, result)
+            result_files.write(out, "doctor", result)
 
 
 def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) -> None:

@@ -42,11 +42,11 @@ def data(
     from endprompt import units
     from endprompt.cli import eval_screen as screen
     from endprompt.eval import longbench, results
-    from endprompt.io import files
+    from endprompt.io import files, result_files
     from endprompt.models.tokenizer import load_tokenizer
 
     longbench.find_dataset(dataset)
-    screen.must_be_free(out, force)
+    result_files.require_replaceable(out, "eval data longbench", force=force)
     limit = units.tokens(max_length)
     sizer = load_tokenizer(tokenizer)
     rows = (
@@ -60,7 +60,7 @@ def data(
             text = longbench.cut_middle(longbench.prompt(dataset, row), sizer, limit)
             lines.append(
                 {
-                    "made_by": "endprompt",
+                    **result_files.mark("eval data longbench"),
                     "index": number,
                     "dataset": dataset,
                     "prompt": text,
@@ -93,17 +93,16 @@ def score(
 
         endprompt eval score longbench --dataset qasper --predictions pred/qasper.jsonl
     """
-    from endprompt.cli import eval_screen as screen
     from endprompt.errors import EvaluationError
     from endprompt.eval import longbench
-    from endprompt.eval.scores import Score, written
+    from endprompt.eval.scores import Score, Scores
     from endprompt.io import result_files
 
     if len(dataset) != len(predictions):
         raise EvaluationError(
             f"{len(dataset)} --dataset and {len(predictions)} --predictions: give pairs"
         )
-    screen.must_be_free(out, force)
+    result_files.require_replaceable(out, "eval score longbench", force=force)
     scores = [
         longbench.score_rows(name, longbench.read_rows(path, ("pred", "answers")))
         for name, path in zip(dataset, predictions, strict=True)
@@ -121,7 +120,8 @@ def score(
         ]
         english = any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores)
         averages = longbench.averages(scores).model_dump(mode="json") if english else None
-        result_files.write(out, written("longbench", rows, averages))
+        found = Scores(suite="longbench", scores=rows, averages=averages)
+        result_files.write(out, "eval score longbench", found.model_dump(mode="json"))
 
 
 def show(scores: list) -> None:

@@ -51,7 +51,7 @@ def needle(
 
     wanted, places = units.lengths(lengths), screen.depths(depths)
     for path in (out, figure):
-        screen.must_be_free(path, force)
+        result_files.require_replaceable(path, "eval needle", force=force)
     engine = screen.load(model, dtype)
     texts = long_texts(engine, text, tokens=wanted[-1], count=samples)
     with screen.bar("needles") as progress:
@@ -76,7 +76,7 @@ def needle(
         quarters = ("-" if q is None else f"{q:.2f}" for q in grid.by_quarter(length))
         echo(f"{length:>7} tokens  digits by quarter, farthest first: {' '.join(quarters)}")
     if out is not None:
-        result_files.write(out, {"model": model, **grid.model_dump(mode="json")})
+        result_files.write(out, "eval needle", {"model": model, **grid.model_dump(mode="json")})
     if figure is not None:
         draw(grid, model, figure)
 
@@ -116,8 +116,7 @@ def draw(grid: NeedleGrid, title: str, path: Path) -> None:
     figure.suptitle(title)
     with writing(path) as partial:
         kind = path.suffix[1:]
-        metadata = (
-            {"Date": None, "Creator": "endprompt"} if kind == "svg" else {"Software": "endprompt"}
-        )
+        ours = "endprompt"  # by which result_files knows it
+        metadata = {"Date": None, "Title": ours} if kind == "svg" else {"Software": ours}
         figure.savefig(partial, format=kind, metadata=metadata)
     pyplot.close(figure)

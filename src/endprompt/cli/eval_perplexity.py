@@ -58,7 +58,7 @@ def perplexity(
         )
     windows = units.lengths(window)
     step = units.tokens(stride) if stride else max(windows[0] // 2, 1)
-    screen.must_be_free(out, force)
+    result_files.require_replaceable(out, "eval perplexity", force=force)
     engine = screen.load(model, dtype)
     with screen.bar("tokens") as progress:
         result = measure.perplexity(
@@ -80,4 +80,4 @@ def perplexity(
         ),
     )
     if out is not None:
-        result_files.write(out, result.model_dump(mode="json"))
+        result_files.write(out, "eval perplexity", result.model_dump(mode="json"))

@@ -138,11 +138,11 @@ def score(
     from endprompt.eval.ruler.files import find_predictions, note, read_record
     from endprompt.eval.ruler.scoring import read_predictions
     from endprompt.eval.ruler.tasks import find_task
-    from endprompt.eval.scores import Score, written
+    from endprompt.eval.scores import Score, Scores
     from endprompt.io import result_files
     from endprompt.units import lengths
 
-    result_files.require_replaceable(json_out, force=True)
+    result_files.require_replaceable(json_out, "eval score ruler", force=True)
     found = find_predictions(predictions, task, lengths(length)[0] if length else None)
     scores: dict[int, list[TaskScore]] = {}
     rows: list[Score] = []
@@ -171,7 +171,8 @@ def score(
     _print_notes((row.task, row.note) for row in rows)
     if json_out:
         averages = asdict(summary) if len(rows) > 1 else None
-        result_files.write(json_out, written("ruler", rows, averages))
+        found_scores = Scores(suite="ruler", scores=rows, averages=averages)
+        result_files.write(json_out, "eval score ruler", found_scores.model_dump(mode="json"))
 
 
 def _versions_of(*names: str) -> dict[str, str]:

@@ -57,7 +57,7 @@ def compare(
     from endprompt.eval import compare as pairs
     from endprompt.io import result_files
 
-    screen.must_be_free(out, force)
+    result_files.require_replaceable(out, "eval compare", force=force)
     rows = pairs.compare(first, second)
     screen.table(
         ["task", "length", "metric", "first", "second", "difference", "95 %", "+ / -", "pairs"],
@@ -77,7 +77,9 @@ def compare(
         ),
     )
     if out is not None:
-        result_files.write(out, {"differences": [row.model_dump(mode="json") for row in rows]})
+        result_files.write(
+            out, "eval compare", {"differences": [row.model_dump(mode="json") for row in rows]}
+        )
 
 
 def run(

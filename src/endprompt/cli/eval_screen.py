@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -47,13 +46,6 @@ def depths(text: str) -> list[float]:
 def several(text: str) -> list[str]:
     """Names with commas between."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def must_be_free(path: Path | None, force: bool) -> None:
-    """Raise OutputError for a file of somebody else's, and for one of ours without --force."""
-    from endprompt.io import result_files
-
-    result_files.require_replaceable(path, force=force)
 
 
 @contextmanager

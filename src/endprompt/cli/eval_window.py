@@ -41,7 +41,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         from endprompt.io import provenance, result_files
         from endprompt.io.progress import tell
 
-        result_files.require_replaceable(out, force=True)  # a repeated job replaces its own
+        result_files.require_replaceable(out, "eval window", force=True)
         wanted = units.lengths(lengths)
         from endprompt.data import holdout
         from endprompt.errors import TextError
@@ -72,6 +72,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         if out is not None:
             result_files.write(
                 out,
+                "eval window",
                 {
                     **check.model_dump(mode="json"),
                     "seconds": time.perf_counter() - began,

@@ -67,9 +67,9 @@ def register(app: typer.Typer) -> None:
         from endprompt import units
         from endprompt.cost import plan as plans
         from endprompt.errors import RecipeError
-        from endprompt.io import provenance, result_files
+        from endprompt.io import result_files
 
-        result_files.require_replaceable(json, force=force)
+        result_files.require_replaceable(json, "plan", force=force)
         target = units.tokens(to)
         sized = plans.SIZES.get(model) or _sized(model)
         if target <= sized.window:
@@ -90,7 +90,6 @@ def register(app: typer.Typer) -> None:
         _show(lines, where, model, target, price)
         if json:
             found = {
-                **provenance.provenance(),
                 "kind": "plan",
                 "model": model,
                 "weights": sized.decoder.weights,
@@ -103,7 +102,7 @@ def register(app: typer.Typer) -> None:
                 "attention_flops_per_second": where.device.attention,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
-            result_files.write(json, found)
+            result_files.write(json, "plan", found)
             echo(f"record  {json}")
 
 

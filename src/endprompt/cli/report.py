@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
         page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
         folder = page.with_suffix("")
         folder = folder.with_name(f"{folder.name}-files") if assets else None
-        result_files.require_replaceable(page, force=force)
+        result_files.require_replaceable(page, "report", force=force)
         with (
             nullcontext()
             if folder is None

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from endprompt.io.provenance import provenance
 from endprompt.record import Record
 
 
@@ -36,11 +35,3 @@ class Scores(Record):
     suite: str
     scores: list[Score]
     averages: dict[str, Any] | None = None
-
-
-def written(
-    suite: str, scores: list[Score], averages: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """What stands in the file, with where it came from."""
-    found = Scores(suite=suite, scores=scores, averages=averages)
-    return {**found.model_dump(mode="json", exclude={"schema_version"}), **provenance()}
