@@ -7,7 +7,7 @@ import pytest
 from endprompt.cli import app
 
 
-def test_interrupt_from_the_keyboard_says_how_to_go_on(
+def test_interrupt_from_the_keyboard_says_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @app.app.command(name="endless", hidden=True)
@@ -15,4 +15,4 @@ def test_interrupt_from_the_keyboard_says_how_to_go_on(
         raise KeyboardInterrupt
 
     assert app.run(["endless"]) == 130
-    assert capsys.readouterr().err == "endprompt: stopped; give the same command again to go on\n"
+    assert capsys.readouterr().err == "endprompt: stopped; give the same command again to resume\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from endprompt.cli.app import VERBS, run
+from endprompt.cli.app import SECTIONS, run
 from endprompt.errors import EvaluationError
 from endprompt.eval.results import Sample
 from endprompt.eval.ruler.tasks import TASKS
@@ -47,7 +47,7 @@ def test_the_paper_s_protocol_is_in_its_recipes(tmp_path: Path) -> None:
 def test_commands_are_verbs_of_ours_each_once(scale: definition.Scale, tmp_path: Path) -> None:
     found = every(scale, tmp_path).commands()
     assert len({command.result for command in found}) == len(found)
-    known = {{"evaluate": "eval"}.get(verb, verb) for verb in VERBS}
+    known = {verb for verbs in SECTIONS.values() for verb in verbs}
     for command in found:
         assert command.words[0] in known
         assert shlex.split(command.line())[-len(command.words) :] == list(command.words)

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     def accelerate(
         name: str = typer.Argument(..., help="fsdp2, fsdp2-cp (cuts rows) or zero3 (DeepSpeed)."),
     ) -> None:
-        """Print the path of a shipped Accelerate config, for training on many GPUs.
+        """Print the path of a shipped Accelerate config for many GPUs.
 
         Example:
 

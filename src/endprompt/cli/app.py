@@ -12,10 +12,25 @@ from importlib import import_module
 
 import typer
 
+from endprompt.cli.groups import in_sections
 from endprompt.cli.terminal import echo, guarded
+
+INTERRUPTED = 130
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "The main job": ("extend", "plan", "methods"),
+    "Data and training": ("prepare", "train", "rows", "accelerate", "sft"),
+    "Evaluation": ("eval", "report"),
+    "Looking inside": ("doctor", "inspect"),
+    "Comparing": ("lab", "study"),
+    "Giving away": ("export", "chat"),
+}
+"""Verbs by heading, in the order of `--help`; a module of this package adds each."""
+MODULES = {"eval": "evaluate"}
+"""Verbs whose module has another name than they have."""
 
 app = typer.Typer(
     name="endprompt",
+    cls=in_sections(SECTIONS),
     help="Give a RoPE language model a longer context window by training on short sequences.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -23,29 +38,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-INTERRUPTED = 130
-VERBS: tuple[str, ...] = (
-    "extend",
-    "plan",
-    "methods",
-    "doctor",
-    "prepare",
-    "train",
-    "rows",
-    "accelerate",
-    "evaluate",
-    "report",
-    "sft",
-    "export",
-    "chat",
-    "inspect",
-    "lab",
-    "study",
-)
-"""Modules of this package, in the order of `--help`; each adds its verb with `register(app)`."""
-
-for verb in VERBS:
-    import_module(f"endprompt.cli.{verb}").register(app)
+for verbs in SECTIONS.values():
+    for verb in verbs:
+        import_module(f"endprompt.cli.{MODULES.get(verb, verb)}").register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -73,7 +68,7 @@ def _run(arguments: list[str] | None) -> int:
         app(args=arguments, standalone_mode=True)
     except SystemExit as done:
         if done.code == INTERRUPTED:  # typer turns Ctrl-C into this, without a word
-            echo("endprompt: stopped; give the same command again to go on", err=True)
+            echo("endprompt: stopped; give the same command again to resume", err=True)
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except EndPromptError as error:
         echo(f"endprompt: {error}", err=True)

@@ -37,7 +37,9 @@ def register(app: typer.Typer) -> None:
         ),
         dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     ) -> None:
-        """Ask a model about a long text; answers stream, the window's use is shown.
+        """Ask a model about a long text.
+
+        Answers stream, and the use of the window is shown.
 
         A question a line; an empty line or the end of input leaves. Answers are greedy. With
         --serve the same in a browser, at http://127.0.0.1:8321; Ctrl-C ends it.

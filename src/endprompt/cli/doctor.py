@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         ),
         progress: Path | None = typer.Option(None, "--progress", hidden=True),
     ) -> None:
-        """Check on the loaded model that training will see the far distances.
+        """The position check: does training see the far distances?
 
         Begins with what each kind of layer sees, how its RoPE is scaled, and which engines can't
         express that. Then the checks.

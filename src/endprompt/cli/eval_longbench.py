@@ -29,9 +29,9 @@ def data(
     ),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
 ) -> None:
-    """Write LongBench's prompts, one JSON object a line; the model is given `prompt`.
+    """Write LongBench's prompts, one JSON object per line.
 
-    Each line also has answers, all_classes and length, for `eval score longbench`, and
+    The model is given `prompt`. Each line has answers, all_classes and length, for `eval score longbench`, and
     max_new_tokens.
 
     Example:
@@ -84,7 +84,7 @@ def score(
     out: Path | None = typer.Option(None, "--json", help="Write the scores here."),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
 ) -> None:
-    """Score LongBench predictions, 0 to 100, as the original's scorer does.
+    """Score LongBench predictions as its own scorer does, 0 to 100.
 
     Two averages are printed, because published tables use one or the other: over data sets, and
     over the six categories. Both are over the English data sets alone.

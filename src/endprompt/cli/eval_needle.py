@@ -35,7 +35,7 @@ def needle(
     dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     force: bool = typer.Option(False, "--force", help="Overwrite files."),
 ) -> None:
-    """Hide numbers in a long text at every depth and ask for them, at every length.
+    """Hide numbers at every depth of long texts and ask for them.
 
     All needles of a text are asked from one prefill. Shown are hits (greedy decoding writes all
     seven digits), the share of digits that would be right, and nats for the whole number.

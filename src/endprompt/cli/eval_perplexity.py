@@ -36,7 +36,7 @@ def perplexity(
     dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
 ) -> None:
-    """Perplexity of a token file, in one of the three definitions that go by that name.
+    """Perplexity of a token file, in one of its three definitions.
 
     Prints nats per token, perplexity, bits per byte (of the text that the tokens stand for) and
     the sum, for each window; the JSON also holds the loss by position in the window.

@@ -45,7 +45,7 @@ def compare(
     out: Path | None = typer.Option(None, "--json", help="Write the differences here."),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
 ) -> None:
-    """Second minus first, sample by sample, with 95 % bootstrap intervals.
+    """Second run minus first, with paired 95 % bootstrap intervals.
 
     Only samples that both answered count; a difference whose interval holds 0 is not one.
 

@@ -27,7 +27,9 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             None, "--progress", help="File to keep the progress in, for another process to read."
         ),
     ) -> None:
-        """Loss by position, planted needles and quotes on held-out text, from one prefill a text.
+        """Loss by position, needles and verbatim recall on held-out text.
+
+        One prefill per text answers everything.
 
         Lengths may go past the model's window: that is where it shows.
 

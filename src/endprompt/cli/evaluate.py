@@ -9,6 +9,8 @@ from importlib import import_module
 
 import typer
 
+from endprompt.cli.groups import in_sections
+
 EVALUATIONS: tuple[str, ...] = (
     "eval_window",
     "eval_ruler",
@@ -20,14 +22,22 @@ EVALUATIONS: tuple[str, ...] = (
 """Modules of this package; each has `register(data_app, score_app, eval_app)`."""
 
 
+SECTIONS = {
+    "Evaluating": ("run", "window", "needle", "perplexity"),
+    "Comparing": ("compare",),
+    "With an engine of your own": ("data", "score", "tasks-path"),
+}
+"""Commands of `endprompt eval` by heading."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb `eval` with its groups `data` and `score`."""
-    eval_app = typer.Typer(no_args_is_help=True, help="Evaluate a model at any length.")
-    data_app = typer.Typer(
-        no_args_is_help=True, help="Write the prompts of a benchmark to a file, to be run anywhere."
+    eval_app = typer.Typer(
+        cls=in_sections(SECTIONS), no_args_is_help=True, help="Evaluate a model at any length."
     )
+    data_app = typer.Typer(no_args_is_help=True, help="Write a benchmark's prompts to a file.")
     score_app = typer.Typer(
-        no_args_is_help=True, help="Score predictions that were made anywhere, from a file."
+        no_args_is_help=True, help="Score a file of predictions from any engine."
     )
     for name in EVALUATIONS:
         import_module(f"endprompt.cli.{name}").register(data_app, score_app, eval_app)

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
             False, "--quick", help="One base, four arms, one scaling: minutes, and no interval."
         ),
     ) -> None:
-        """Try methods on small models that are trained from scratch, with controls and intervals.
+        """Compare recipes on small models, with controls and intervals.
 
         Bases learn a made-up language inside a window of 128 tokens (kept for the next time),
         every arm extends every base on as many tokens, and all of them answer the same

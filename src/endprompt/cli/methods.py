@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             False, "--markdown", help="Print docs/methods.md: distances as intervals, sources."
         ),
     ) -> None:
-        """List every method: what it is, the distances it trains, the cost of a step.
+        """List every recipe: its distances and the cost of a step.
 
         Share: part of the distances 1 .. TARGET-1 that occur in ROWS rows, counted from the
         sampler that trains. Far: part of all query-key pairs with a distance beyond the window.

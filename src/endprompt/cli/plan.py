@@ -51,7 +51,9 @@ def register(app: typer.Typer) -> None:
         json: Path | None = typer.Option(None, "--json", help="Write everything to this file."),
         force: bool = typer.Option(False, "--force", help="Overwrite the JSON file."),
     ) -> None:
-        """Count FLOPs, memory, hours and money for every method; say what fits, propose settings.
+        """Count FLOPs, memory, hours and money before a run.
+
+        Says which recipes fit the memory of one device, and proposes settings.
 
         Memory is that of one device at the peak of a step. Proposed is the fastest of: plain,
         activation checkpointing, weights and optimizer sharded over the devices (FSDP 2 or

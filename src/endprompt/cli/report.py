@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
         ),
         force: bool = typer.Option(False, "--force", help="Overwrite what is there."),
     ) -> None:
-        """One self-contained page for a run: verdict, tables, curves, cost, provenance.
+        """Write one self-contained page for one run or several.
+
+        Verdict, tables, curves, cost and provenance.
 
         With several runs, the method of the first is compared with every arm of all of them.
         The page needs no network and can be mailed as it is.

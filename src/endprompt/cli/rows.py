@@ -39,9 +39,10 @@ def register(app: typer.Typer) -> None:
             [], "--set", metavar="KEY=VALUE", help="Override a setting of the recipe."
         ),
     ) -> None:
-        """Write the rows of a recipe for TRL, Axolotl and others, with the scaled base.
+        """Write training rows for TRL, Axolotl and others.
 
-        The same seed gives the same rows. A killed command goes on when it is given again.
+        With --scaled-base the base is written beside them, scaled to the target. The same seed
+        gives the same rows. A killed command resumes when it is given again.
         `endprompt.guard` and `endprompt.GuardCallback` check the first batch in the trainer.
 
         Example:

@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
             "none", "--report-to", help="tensorboard, trackio or wandb, as Transformers has them."
         ),
     ) -> None:
-        """Fine-tune an extended model on conversations; its window and RoPE stay.
+        """Fine-tune an extended model on conversations.
+
+        Its window and RoPE stay as they are.
 
         TRL trains. The tokenizer's own chat template writes the conversations, and only answers
         are learnt. Rows longer than the window are left out and counted. The model is saved

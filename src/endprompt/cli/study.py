@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
             False, "--dry-run", help="Say what would be run, command by command, and stop."
         ),
     ) -> None:
-        """Run a table or figure of the paper and set our numbers beside the paper's.
+        """Run a table or figure of the paper and compare the numbers.
 
         OUT/SCALE/study.html says which differences have the sign that the paper prints, which
         have the other, and which are not significant. Runs are shared between studies and kept:
