@@ -31,8 +31,8 @@ def data(
 ) -> None:
     """Write LongBench's prompts, one JSON object per line.
 
-    The model is given `prompt`. Each line has answers, all_classes and length, for `eval score longbench`, and
-    max_new_tokens.
+    The model is given `prompt`. Each line has max_new_tokens too, and for `eval score longbench`
+    answers, all_classes and length.
 
     Example:
 
