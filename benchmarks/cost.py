@@ -4,7 +4,7 @@
 
 A case is a recipe, tokens of its row and steps; each runs `endprompt.train.run` in a process of its
 own, one row a step, one thread, seconds of the processor (see train_step.py). The first of several
-steps is left out. Beside each stands what `endprompt plan` predicts from a matrix product timed in
+steps is left out. Beside each stands what `endprompt plan` predicts from a matmul timed in
 the same process and from attention timed once, and beside the ratios those of the paper's figure 4.
 A case that is in FILE already is not measured again.
 """

@@ -10,7 +10,7 @@ Each measurement runs in a process of its own, kinds in turns. Compared are
 
 Seconds are of the processor, so that other work on the machine does not count; the first of
 several steps is left out. The share of the peak counts the operations of the model (recomputed
-ones not) over those of the best of several 2048 x 2048 products in float32, timed in the same
+ones not) over those of the best of several 2048 x 2048 matmuls in float32, timed in the same
 process.
 """
 
@@ -41,7 +41,7 @@ def clock() -> float:
 
 
 def peak_flops(size: int = 2048, times: int = 4) -> float:
-    """Operations a second of the best of some square float32 products."""
+    """Operations a second of the best of some square float32 matmuls."""
     import torch
 
     left, right = torch.randn(size, size), torch.randn(size, size)

@@ -88,7 +88,7 @@ terminals = st.builds(
     cue=st.sampled_from(["ep1", "ep3", "recall", "continuation"]),
     place=st.just("stratified"),
     anchors=st.integers(1, 3),
-    recall=st.builds(Recall, quotes=st.integers(1, 3), facts=st.integers(0, 2)),
+    recall=st.builds(Recall, verbatim=st.integers(1, 3), facts=st.integers(0, 2)),
 )
 
 
@@ -106,7 +106,7 @@ def test_prefix_and_terminals_fill_the_row(terminal: Terminal, seed: int) -> Non
 @given(st.integers(0, 200))
 def test_what_recall_trains_stands_in_the_prefix(seed: int) -> None:
     """Every stretch of trained tokens is an answer, and the prefix holds it word for word."""
-    content = write(Terminal(cue="recall", recall=Recall(quotes=2, facts=2)), 1500, seed)
+    content = write(Terminal(cue="recall", recall=Recall(verbatim=2, facts=2)), 1500, seed)
     (segment,) = content.terminals
     prefix = read(content.prefix_P)
     trained = segment.weights > 0
@@ -121,7 +121,7 @@ def test_what_recall_trains_stands_in_the_prefix(seed: int) -> None:
 
 
 def test_recall_quotes_go_on_where_the_prefix_goes_on() -> None:
-    content = write(Terminal(cue="recall", recall=Recall(quotes=1)), 800)
+    content = write(Terminal(cue="recall", recall=Recall(verbatim=1)), 800)
     quote = re.fullmatch(r'\n"\.\.\.(.*)\.\.\."', read(content.terminals[0].tokens), re.DOTALL)
     assert quote is not None
     assert quote[1] in read(content.prefix_P)
@@ -129,9 +129,9 @@ def test_recall_quotes_go_on_where_the_prefix_goes_on() -> None:
 
 
 def test_questions_weigh_too_unless_answers_only() -> None:
-    both = write(Terminal(cue="recall", recall=Recall(quotes=1, answers_only=False)), 800)
+    both = write(Terminal(cue="recall", recall=Recall(verbatim=1, answers_only=False)), 800)
     assert (both.terminals[0].weights > 0).all()
-    answers = write(Terminal(cue="recall", recall=Recall(quotes=1)), 800)
+    answers = write(Terminal(cue="recall", recall=Recall(verbatim=1)), 800)
     assert 0 < (answers.terminals[0].weights > 0).mean() < 1
 
 
@@ -154,7 +154,7 @@ def test_rows_too_short_for_their_terminal_are_refused(
 def test_a_recall_terminal_sizes_itself_to_a_short_row_and_says_so(
     length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wide = Terminal(cue="recall", anchors=2, place="stratified", recall=Recall(facts=8, quotes=8))
+    wide = Terminal(cue="recall", anchors=2, place="stratified", recall=Recall(facts=8, verbatim=8))
     content = write(wide, length)
     assert len(content.prefix_P) + sum(len(s.tokens) for s in content.terminals) == length
     assert all((segment.weights > 0).any() for segment in content.terminals)

@@ -28,7 +28,7 @@ def test_every_cell_of_the_notebook_runs(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("MPLBACKEND", "agg")
     small = {
-        "rows.kinds.0.terminal.recall": {"quotes": 1}, "rows.tokens": 128,
+        "rows.kinds.0.terminal.recall": {"verbatim": 1}, "rows.tokens": 128,
         "training.tokens": 512, "training.save_steps": 100,
     }  # fmt: skip
     chosen: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ def test_every_shipped_recipe_builds_and_says_what_it_follows(name: str) -> None
 
 def test_protocols_are_those_of_their_sources() -> None:
     longlora = recipes.load("longlora").training
-    assert (longlora.trains, longlora.lora_rank, longlora.lora_alpha) == ("lora+", 8, 16)
+    assert (longlora.trainable, longlora.lora_rank, longlora.lora_alpha) == ("lora+", 8, 16)
     assert (longlora.attention, longlora.attention_groups) == ("shifted", 4)
-    assert recipes.load("longlora-full").training.trains == "all"
+    assert recipes.load("longlora-full").training.trainable == "all"
     scalings = {"pi": ("pi", 1.0), "ntk": ("dynamic", 0.5), "yarn": ("yarn", 1.0)}
     for name, scaling in scalings.items():
         lceg = recipes.load(f"lceg-{name}")
@@ -83,7 +84,7 @@ def test_endprompt_takes_a_text_and_a_pool() -> None:
         ({"rope.beta_slow": 40}, "beta_slow has to be below beta_fast"),
         ({"training.seed.more": 1}, "reaches into a plain value"),
         ({"training.learning_rate": -1}, "training.learning_rate: input should be greater than 0"),
-        ({"rows.kinds.0.terminal.recall.quotes": 0}, "quotes and facts are both 0"),
+        ({"rows.kinds.0.terminal.recall.verbatim": 0}, "verbatim and facts are both 0"),
         ({"rows.kinds.0.terminal.recall.cue_tokens": [9, 3]}, r"cue_tokens \[9, 3\] is not a"),
     ],
 )
@@ -118,7 +119,7 @@ def test_operations_of_a_row_follow_what_trains() -> None:
     assert flops.row(full, decoder, checkpointing=True).total > flops.row(full, decoder).total
     assert (
         flops.row(longlora, decoder).total
-        == flops.training(decoder, 512, trains="lora+", kind="shifted").total
+        == flops.training(decoder, 512, trainable="lora+", kind="shifted").total
     )
 
 
@@ -240,3 +241,33 @@ def test_mixtures_take_the_rows_of_each_and_the_training_of_the_first() -> None:
 def test_mixtures_that_cannot_be_made_are_refused(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipes.load(name)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "value"),
+    [
+        ("rope.relative_factor", "rope.headroom", 1.5),
+        ("rows.isolate", "rows.document_mask", True),
+        ("rows.kinds.0.terminal.recall.quotes", "rows.kinds.0.terminal.recall.verbatim", 2),
+        ("training.trains", "training.trainable", "lora"),
+    ],
+)
+def test_a_renamed_key_is_read_with_a_warning(earlier: str, now: str, value: object) -> None:
+    recipe = recipes.load("recall")
+    with pytest.warns(FutureWarning, match=now.rpartition(".")[2]):
+        assert recipe.replace({earlier: value}) == recipe.replace({now: value})
+
+
+def test_the_recipe_of_an_earlier_record_is_read_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = recipes.build_recorded({"name": "old", "training": {"trains": "lora"}}, "a record")
+    assert found.training.trainable == "lora"
+
+
+def test_digests_know_neither_new_names_of_keys_nor_words() -> None:
+    recipe = recipes.load("longlora")
+    assert recipe.digested()["training"]["trains"] == "lora+"
+    assert recipe.digested()["rows"]["isolate"] is False
+    assert recipe.model_copy(update={"summary": "said in other words"}).hash() == recipe.hash()
+    assert recipe.replace({"training.lora_rank": 4}).hash() != recipe.hash()

@@ -154,7 +154,7 @@ class CueWriter:
             [
                 (int(rng.integers(*_closed(recall.cue_tokens))),
                  int(rng.integers(*_closed(recall.answer_tokens))))
-                for _ in range(recall.quotes)
+                for _ in range(recall.verbatim)
             ]
             for _ in anchors
         ]  # fmt: skip

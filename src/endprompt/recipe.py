@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -40,13 +40,30 @@ def _cue(name: str) -> str:
 
 
 class Settings(BaseModel):
-    """Frozen, and strict about keys."""
+    """Frozen, and strict about keys; a key that was renamed is read until version 0.2."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[dict[str, str]] = {}
+    """Earlier names of keys -> their names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        earlier = [key for key in cls.renamed if key in values]
+        for key in earlier:
+            now = cls.renamed[key]
+            warnings.warn(f"{key} is now called {now}", FutureWarning, stacklevel=2)
+            values = {**values, now: values[key]}
+            del values[key]
+        return values
 
 
 class Rope(Settings):
     """How RoPE is scaled; `factor` None means headroom * ceil(L / L0)."""
+
+    renamed: ClassVar[dict[str, str]] = {"relative_factor": "headroom"}
 
     scaling: Annotated[str, AfterValidator(_scaling)] = "pi"
     factor: Annotated[float, Field(ge=1)] | None = None
@@ -61,16 +78,6 @@ class Rope(Settings):
     long_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """LongRoPE's divisors, one a pair; None: made from the frequencies (`rope.stretch`)."""
     short_factor: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_keys(cls, values: Any) -> Any:
-        """`relative_factor` is what `headroom` was called; read until version 0.2."""
-        if isinstance(values, dict) and "relative_factor" in values:
-            warnings.warn("rope.relative_factor is now rope.headroom", FutureWarning, stacklevel=2)
-            values = {**values, "headroom": values["relative_factor"]}
-            del values["relative_factor"]
-        return values
 
     @model_validator(mode="after")
     def _one_factor(self) -> Self:
@@ -103,11 +110,15 @@ class Prefix(Settings):
 class Recall(Settings):
     """A terminal that asks for what stands in the prefix.
 
-    Quotes repeat the beginning of a span and go on with it; facts ask for a number that was
-    planted in the text. `answers_only` leaves the questions untrained.
+    verbatim  spans of the text: the question is a span's beginning, the answer what follows it
+    facts     numbers that were planted in the text
+
+    `answers_only` leaves the questions untrained.
     """
 
-    quotes: Annotated[int, Field(ge=0)] = 3
+    renamed: ClassVar[dict[str, str]] = {"quotes": "verbatim"}
+
+    verbatim: Annotated[int, Field(ge=0)] = 3
     facts: Annotated[int, Field(ge=0)] = 0
     cue_tokens: Span = (8, 12)
     answer_tokens: Span = (16, 24)
@@ -115,8 +126,8 @@ class Recall(Settings):
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:
-        if self.quotes + self.facts == 0:
-            raise ValueError("quotes and facts are both 0: the terminal would be empty")
+        if self.verbatim + self.facts == 0:
+            raise ValueError("verbatim and facts are both 0: the terminal would be empty")
         for name in ("cue_tokens", "answer_tokens"):
             low, high = getattr(self, name)
             if low > high:
@@ -172,10 +183,12 @@ class Rows(Settings):
     tokens  a number, or `auto` (the window on a GPU, at most 1024 on a CPU), `window`, `target`
     """
 
+    renamed: ClassVar[dict[str, str]] = {"isolate": "document_mask"}
+
     tokens: Count | Literal["auto", "window", "target"] = "auto"
     pack: Literal["none", "documents", "stream"] = "none"
     """Each row from one document; several whole documents, best fit; all joined and cut."""
-    isolate: bool = False
+    document_mask: bool = False
     """Tokens of the prefix attend to their own document only; a terminal still sees them all."""
     kinds: tuple[Kind, ...] = (Kind(),)
 
@@ -190,6 +203,8 @@ class Rows(Settings):
 class Training(Settings):
     """Amount and optimizer. The defaults are the paper's but for the amount of tokens."""
 
+    renamed: ClassVar[dict[str, str]] = {"trains": "trainable"}
+
     tokens: Count | Literal["auto"] = "auto"
     """Physical tokens in all; `auto`: a billion on a GPU, what a few minutes allow on a CPU."""
     tokens_per_step: Count | Literal["auto"] = "auto"
@@ -199,7 +214,7 @@ class Training(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Weight = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    trains: Literal["nothing", "all", "lora", "lora+", "attention"] = "all"
+    trainable: Literal["nothing", "all", "lora", "lora+", "attention"] = "all"
     """`lora+`: LoRA, and embeddings and norms as well, as in LongLoRA."""
     lora_rank: Count = 8
     lora_alpha: Count = 16
@@ -218,12 +233,12 @@ class Training(Settings):
     def memory(self, **changes: Any) -> dict[str, Any]:
         """What `endprompt.cost.memory` asks of a resolved recipe, some of it changed."""
         return {
-            "trains": self.trains,
+            "trainable": self.trainable,
             "lora_rank": self.lora_rank,
             "checkpointing": bool(self.gradient_checkpointing),
             "dtype": self.dtype,
             "shifted": self.attention == "shifted",
-            "taught": self.prefix_loss == "base",
+            "distilled": self.prefix_loss == "base",
             **changes,
         }
 
@@ -280,7 +295,7 @@ class Recipe(Settings):
     @property
     def trained(self) -> bool:
         """False for the recipes that only scale RoPE, or not even that."""
-        return self.training.trains != "nothing"
+        return self.training.trainable != "nothing"
 
     @property
     def jumps(self) -> bool:
@@ -288,8 +303,17 @@ class Recipe(Settings):
         return any(kind.jumps for kind in self.rows.kinds)
 
     def hash(self) -> str:
-        """Hex digest of every setting: equal hashes make equal runs."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        """Hex digest of every setting but the words about them: equal hashes make equal runs."""
+        settings = self.digested(exclude={"summary", "source", "departs"})
+        text = json.dumps(settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def digested(self, **options: Any) -> dict[str, Any]:
+        """What digests are made of: settings under the keys that version 0.1 began with.
+
+        A renamed key therefore leaves results where they are. `options` are `model_dump`'s.
+        """
+        return _under_first_names(self.model_dump(mode="json", **options))
 
     def plain(self) -> Recipe:
         """The control at equal tokens: the same scaling and training on plain short rows."""
@@ -313,7 +337,7 @@ class Recipe(Settings):
 
     def untrained(self) -> Recipe:
         """The same scaling, nothing trained."""
-        training = self.training.model_copy(update={"trains": "nothing"})
+        training = self.training.model_copy(update={"trainable": "nothing"})
         return self.model_copy(update={"name": self.rope.scaling, "training": training})
 
     def resolve(self, *, window: int, target: int, gpu: bool) -> Recipe:
@@ -394,6 +418,16 @@ class Recipe(Settings):
         return build(values, f"recipe {self.name!r}")
 
 
+FIRST_NAMES = {"trainable": "trains", "document_mask": "isolate", "verbatim": "quotes"}
+"""Keys that had another name when the first results were written."""
+
+
+def _under_first_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {FIRST_NAMES.get(key, key): _under_first_names(v) for key, v in value.items()}
+    return [_under_first_names(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
 def names() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -468,6 +502,13 @@ def _mixture(name: str) -> Recipe:
         "rows": first.rows.model_dump(exclude={"kinds"}) | {"kinds": kinds},
     }
     return build(values, f"mixture {name!r}")
+
+
+def build_recorded(values: dict[str, Any], what: str) -> Recipe:
+    """A recipe from the record of a run, which may have earlier names. Raises RecipeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return build(values, what)
 
 
 def build(values: dict[str, Any], what: str) -> Recipe:

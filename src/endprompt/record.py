@@ -95,7 +95,7 @@ class Bin(Record):
 
 
 class Window(Record):
-    """window.json: loss, needles and quotes by length."""
+    """window.json: loss, needles and verbatim recall by length."""
 
     remedy: ClassVar[str] = "evaluate again"
 

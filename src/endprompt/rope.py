@@ -238,8 +238,8 @@ def parameters(
     short_factor          the same inside it; None: all 1
 
     A base that is scaled already keeps its rule, with a factor s times as large over the *original*
-    window; `pi` and `longrope` also go on top of another rule, as explicit factors. s = 1 gives the
-    base's own. Raises RopeError for a rule that has no form on top of the base's.
+    window; `pi` and `longrope` also come on top of another rule, as explicit factors. s = 1 gives
+    the base's own. Raises RopeError for a rule that has no form on top of the base's.
 
     With `dynamic`, `max_position_embeddings` of the config has to stay the original window:
     Transformers scales nothing up to that length.

@@ -200,7 +200,7 @@ def smoothness(
     """Measure |S|, |S'|, |S''| over distances 0 .. target-1 and set Bernstein's bounds beside.
 
     amplitude_NJ, phase_NJ  [N, D/2], of N pairs of query and key
-    per_token               points a token; the fastest pair turns by 1 radian a token at most
+    per_token               points per token; the fastest pair turns by 1 radian per token at most
     """
     w = np.asarray(frequency_J, dtype=np.float64)
     largest = np.zeros((3, len(amplitude_NJ)))

@@ -89,7 +89,7 @@ def test_rows_without_a_terminal_have_no_signal(
     assert run(words) == 1
     assert "the run's folder has to be whole" in capsys.readouterr().err
     content = json.loads((folder / "run.json").read_text())
-    content["recipe"]["training"]["trains"] = "nothing"
+    content["recipe"]["training"]["trainable"] = "nothing"
     (folder / "run.json").write_text(json.dumps(content))
     assert run(words) == 1
     assert "there is no before and after" in capsys.readouterr().err

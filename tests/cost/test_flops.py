@@ -38,7 +38,7 @@ def test_forward_equals_the_counter(family: str) -> None:
 def test_a_mixture_is_counted_by_the_experts_that_a_token_goes_through(name: str) -> None:
     """And kept with all of them."""
     model = tiny_known_model(name, attention="eager")
-    model.set_experts_implementation("eager")  # torch's counter knows no grouped products
+    model.set_experts_implementation("eager")  # torch's counter knows no grouped matmuls
     decoder = flops.read(model.config)
     whole_square = flops.forward(decoder, T) + flops.attention(decoder, T)
     assert counted(model, backward=False) == pytest.approx(whole_square, rel=0.02)  # the router
@@ -59,15 +59,17 @@ def test_big_checkpoints_are_counted_from_their_configs() -> None:
         assert decoder.multiplied_weights == pytest.approx(multiplied, rel=0.1), name
 
 
-@pytest.mark.parametrize("trains", ["all", "attention", "lora", "lora+"])
-def test_training_equals_the_counter(trains: Any) -> None:
+@pytest.mark.parametrize("trainable", ["all", "attention", "lora", "lora+"])
+def test_training_equals_the_counter(trainable: Any) -> None:
     from endprompt.train import adapters
 
     decoder = flops.read(tiny_config())
-    model = adapters.prepare(tiny_model(attention="eager"), Training(trains=trains))
-    expected = flops.training(decoder, T, trains=trains).total + 3 * flops.attention(decoder, T)
+    model = adapters.prepare(tiny_model(attention="eager"), Training(trainable=trainable))
+    expected = flops.training(decoder, T, trainable=trainable).total + 3 * flops.attention(
+        decoder, T
+    )
     # LoRA alone sends no gradient below the first layer: at two layers that is a visible part
-    tolerance = 0.12 if trains in ("lora", "attention") else 0.001
+    tolerance = 0.12 if trainable in ("lora", "attention") else 0.001
     assert counted(model, backward=True) == pytest.approx(expected, rel=tolerance)
 
 
@@ -92,7 +94,7 @@ def test_shifted_attention_counts_the_pairs_inside_groups() -> None:
     )
     groups, whole = (flops.training(decoder, T, kind=kind) for kind in ("shifted", "full"))
     assert groups.attention < whole.attention
-    assert groups.products == whole.products
+    assert groups.matmuls == whole.matmuls
 
 
 def test_weights_are_those_of_the_model() -> None:
@@ -108,4 +110,4 @@ def test_a_row_of_the_target_costs_more_than_its_share_of_tokens() -> None:
     assert llama.weights == pytest.approx(8.03e9, rel=0.01)
     ratio = flops.training(llama, 65536).total / flops.training(llama, 8192).total
     assert 13 < ratio < 16
-    assert flops.training(llama, 8192, trains="nothing").total == 0
+    assert flops.training(llama, 8192, trainable="nothing").total == 0

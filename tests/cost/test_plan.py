@@ -62,10 +62,10 @@ def test_activations_are_what_torch_keeps(family: str, dtype: str, autocast: boo
 
 
 def alive_bytes(layers: int, *, lora: bool = False, **sizes: Any) -> int:
-    """Bytes that live after a forward pass of a model that keeps its products alone."""
+    """Bytes that live after a forward pass of a model that keeps its matmuls alone."""
     model = tiny_model("llama", num_hidden_layers=layers, **sizes)
     if lora:
-        adapters.prepare(model, Training(trains="lora"))
+        adapters.prepare(model, Training(trainable="lora"))
     activations.choose(model, whole=False, tokens=10**9)
     before = alive()
     hidden = loss.hidden_states(model, batch_of(model, T))
@@ -104,8 +104,8 @@ def test_on_a_cpu_products_and_attention_alone_are_kept(lora: bool) -> None:
     found = [
         alive_bytes(layers, lora=lora, max_position_embeddings=2048, **sizes) for layers in (2, 6)
     ]
-    expected = cost.layer_bytes(flops.read(tiny_config(**sizes)), "float32", products_only=True)
-    # LoRA keeps eight numbers for each of four products more
+    expected = cost.layer_bytes(flops.read(tiny_config(**sizes)), "float32", matmuls_only=True)
+    # LoRA keeps eight numbers for each of four matmuls more
     assert (found[1] - found[0]) / 4 / T == pytest.approx(expected, rel=0.03 if lora else 0.01)
     assert cost.worth_recomputing(LLAMA, 512)
     assert not cost.worth_recomputing(flops.read(tiny_config(**sizes)), 512)
@@ -116,7 +116,7 @@ def memory(**changes: Any) -> cost.Memory:
 
 
 def test_full_training_keeps_sixteen_bytes_a_weight_and_lora_next_to_four() -> None:
-    whole, lora = memory(), memory(trains="lora")
+    whole, lora = memory(), memory(trainable="lora")
     state = whole.weights + whole.gradients + whole.optimizer
     assert state == 16 * LLAMA.weights
     assert lora.gradients + lora.optimizer < 0.001 * state
@@ -248,7 +248,7 @@ def test_the_papers_memory_is_predicted_within_a_tenth() -> None:
 
 
 def test_a_timed_cpu_is_as_fast_in_attention_as_it_was_timed() -> None:
-    """Products take no time on it, so that what is left is attention at 2,048 tokens."""
+    """Matmuls take no time on it, so that what is left is attention at 2,048 tokens."""
     small = plan.SIZES["smollm2-135m"].decoder
     where = plan.cpu("", memory_bytes=0, peak=1e30, attention=50e9, tokens=2048)
     row = recipe.load("short").replace({"rows.tokens": 2048, "training.tokens_per_step": 2048})

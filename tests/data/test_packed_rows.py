@@ -14,11 +14,11 @@ from endprompt.recipe import Kind, Rows, Terminal
 EOS = 1
 
 
-def source(tokenizer, *, isolate: bool = True, eos: int | None = EOS) -> RowSource:
+def source(tokenizer, *, document_mask: bool = True, eos: int | None = EOS) -> RowSource:
     arrays = [[*range(10, 10 + n), EOS] for n in (3, 5, 6, 4, 9, 2)]
     docs = TokenDocuments.from_arrays(arrays, eos=eos)
     kinds = (Kind(terminal=Terminal(cue="ep3", place="end")),)
-    rows = Rows(tokens=18, pack="documents", isolate=isolate, kinds=kinds)
+    rows = Rows(tokens=18, pack="documents", document_mask=document_mask, kinds=kinds)
     return RowSource(docs, rows, CueWriter(tokenizer), target=64, seed=0, count=4)
 
 
@@ -49,7 +49,7 @@ def test_tokens_see_their_own_document_and_terminals_see_all(tokenizer) -> None:
 
 
 def test_rows_that_do_not_ask_for_it_carry_no_mask_of_their_own(tokenizer) -> None:
-    rows = source(tokenizer, isolate=False)
+    rows = source(tokenizer, document_mask=False)
     assert "visible" not in collate([rows[0], rows[1]])
     assert rows.left_out_tokens == 0
     assert rows.epochs > 0

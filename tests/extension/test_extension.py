@@ -24,7 +24,7 @@ from tiny_checkpoint import save_tiny
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TARGET = 2048
-ROWS = ("--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=128")
+ROWS = ("--set", "rows.kinds.0.terminal.recall={verbatim: 1}", "--set", "rows.tokens=128")
 SMALL = (
     "--to", TARGET, "--lengths", "1024,2048", "--needles", 2, *ROWS,
     "--set", "training.tokens=5120", "--set", "training.save_steps=3",
@@ -272,7 +272,7 @@ def test_a_refused_run_can_be_given_again_with_other_rows_and_other_text(
     def extend(rows: int, source: Path, **more: Any) -> None:
         run.extend(
             str(tiny), to=TARGET, out=tmp_path / "out", text=str(source), lengths=[1024, TARGET],
-            settings={"rows.tokens": rows, "rows.kinds.0.terminal.recall": {"quotes": 1}},
+            settings={"rows.tokens": rows, "rows.kinds.0.terminal.recall": {"verbatim": 1}},
             needles=2, **more,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("extend")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     "--lengths", "1024,2048", "--needles", 2,
-    "--set", "rows.kinds.0.terminal.recall={quotes: 1}", "--set", "rows.tokens=384",
+    "--set", "rows.kinds.0.terminal.recall={verbatim: 1}", "--set", "rows.tokens=384",
     "--set", "training.tokens_per_step=384", "--set", "training.tokens=384",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ def test_every_recipe_becomes_an_arm(name: str, scaling: str) -> None:
     assert found.training.seed == 3
     assert found.rope.scaling == scaling
     shipped = arms.load(name)
-    assert found.training.trains == shipped.training.trains
+    assert found.training.trainable == shipped.training.trainable
     assert found.training.attention == shipped.training.attention
     for mine, theirs in zip(found.rows.kinds, shipped.rows.kinds, strict=True):
         assert (mine.share, mine.prefix) == (theirs.share, theirs.prefix)

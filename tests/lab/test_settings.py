@@ -31,7 +31,7 @@ OTHER = {
     "rows.kinds.terminal.tokens": 40,
     "rows.kinds.terminal.recall.cue_tokens": (6, 8),
     "rows.kinds.terminal.recall.answer_tokens": (12, 16),
-    "training.trains": "lora",
+    "training.trainable": "lora",
     "training.prefix_loss": "base",
     "training.attention": "shifted",
 }

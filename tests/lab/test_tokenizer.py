@@ -32,7 +32,7 @@ def test_fixed_cues_are_words_that_mean_nothing(cues: CueWriter) -> None:
 
 
 def test_a_recall_terminal_asks_for_pairs_and_quotes(cues: CueWriter) -> None:
-    recall = Recall(quotes=1, facts=40, cue_tokens=(2, 3), answer_tokens=(4, 6))
+    recall = Recall(verbatim=1, facts=40, cue_tokens=(2, 3), answer_tokens=(4, 6))
     terminal = Terminal(cue="recall", recall=recall)
     content = cues.write(terminal, document(512, (0,)), np.random.default_rng(0))
     (segment,) = content.terminals

@@ -126,12 +126,12 @@ def train_on(model: Path, out: Path, **changes: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("trains", ["all", "lora"])
+@pytest.mark.parametrize("trainable", ["all", "lora"])
 @pytest.mark.parametrize("kind", PRECISIONS)
 def test_a_trained_model_has_the_precision_of_its_base(
-    kind: str, trains: str, stored: dict[str, Path], tmp_path: Path
+    kind: str, trainable: str, stored: dict[str, Path], tmp_path: Path
 ) -> None:
-    done = train_on(stored[kind], tmp_path / "out", **{"training.trains": trains})
+    done = train_on(stored[kind], tmp_path / "out", **{"training.trainable": trainable})
     assert on_disk(tmp_path / "out" / "model") == {f"torch.{kind}"}
     assert done.saved_precision == kind
     written = json.loads((tmp_path / "out" / "train.json").read_text())
@@ -218,8 +218,8 @@ def test_every_result_says_how_it_was_computed(
     found = written_by(stored["bfloat16"], tokens, tmp_path)
     for verb, result in found.items():
         computation = Computation.model_validate(result["computation"])
-        trains = verb in ("train", "sft")
-        assert computation.precision == ("float32" if trains else "bfloat16"), verb
+        trainable = verb in ("train", "sft")
+        assert computation.precision == ("float32" if trainable else "bfloat16"), verb
         assert (computation.device, computation.attention) == ("cpu", "sdpa"), verb
         assert computation.threads == torch.get_num_threads(), verb
 

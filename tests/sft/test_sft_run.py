@@ -149,7 +149,7 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(
 ) -> None:
     from safetensors import safe_open
 
-    tune(extended, chats, tmp_path / "run", steps=2, trains="lora")
+    tune(extended, chats, tmp_path / "run", steps=2, trainable="lora")
     names = []
     for folder in (extended, tmp_path / "run/model"):
         with safe_open(folder / "model.safetensors", "pt") as file:
@@ -264,5 +264,5 @@ def test_mistakes_are_named(extended: Path, chats: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_settings_is_read_and_overridden(tmp_path: Path) -> None:
-    (tmp_path / "lora.yaml").write_text("{trains: lora, epochs: 3}")
-    assert load(tmp_path / "lora.yaml", {"epochs": 2}) == Tuning(trains="lora", epochs=2)
+    (tmp_path / "lora.yaml").write_text("{trainable: lora, epochs: 3}")
+    assert load(tmp_path / "lora.yaml", {"epochs": 2}) == Tuning(trainable="lora", epochs=2)

@@ -32,7 +32,7 @@ def test_the_paper_s_protocol_is_in_its_recipes(tmp_path: Path) -> None:
     assert amounts.tokens == pytest.approx(10**9, rel=1e-3)
     assert (training.learning_rate, training.warmup_steps) == (2e-5, 20)
     assert (training.schedule, training.weight_decay) == ("constant_with_warmup", 0.0)
-    assert (training.trains, training.dtype, plain.rope.scaling) == ("all", "bfloat16", "pi")
+    assert (training.trainable, training.dtype, plain.rope.scaling) == ("all", "bfloat16", "pi")
     mistral = made.recipe(study.arms["mistral-7b"]).resolve(window=32768, target=65536, gpu=True)
     assert mistral.amounts.row_tokens == 8192
     full = made.recipe(definition.load("ruler").arms["full"])

@@ -32,7 +32,7 @@ def step(model: Any) -> set[str]:
 def test_lora_moves_nothing_but_its_own_layers(family: str) -> None:
     model = tiny_model(family)
     layers = adapters.attention_layers(model)
-    adapters.prepare(model, Training(trains="lora"))
+    adapters.prepare(model, Training(trainable="lora"))
     moved = step(model)
     linear = [m for layer in layers.values() for m in layer.modules() if hasattr(m, "lora_A")]
     assert len(layers) == 2
@@ -45,7 +45,7 @@ def test_lora_moves_nothing_but_its_own_layers(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_plus_moves_embeddings_and_every_norm_as_well(family: str) -> None:
-    model = adapters.prepare(tiny_model(family), Training(trains="lora+"))
+    model = adapters.prepare(tiny_model(family), Training(trainable="lora+"))
     moved = {name for name in step(model) if "lora_" not in name}
     embedding = {n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight}
     norms = {n for n, _ in model.named_parameters() if "norm" in n}
@@ -54,7 +54,7 @@ def test_lora_plus_moves_embeddings_and_every_norm_as_well(family: str) -> None:
 
 
 def test_attention_moves_attention_alone() -> None:
-    model = adapters.prepare(tiny_model(), Training(trains="attention"))
+    model = adapters.prepare(tiny_model(), Training(trainable="attention"))
     moved = step(model)
     assert moved
     assert all(".self_attn." in name for name in moved)
@@ -62,20 +62,20 @@ def test_attention_moves_attention_alone() -> None:
 
 
 def test_all_moves_everything_and_nothing_moves_nothing() -> None:
-    model = adapters.prepare(tiny_model(), Training(trains="all"))
+    model = adapters.prepare(tiny_model(), Training(trainable="all"))
     assert step(model) == {name for name, _ in model.named_parameters()}
-    model = adapters.prepare(tiny_model(), Training(trains="nothing"))
+    model = adapters.prepare(tiny_model(), Training(trainable="nothing"))
     assert not [each for each in model.parameters() if each.requires_grad]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("trains", ["lora", "lora+"])
-def test_merged_model_has_the_plain_layout_and_the_same_logits(family: str, trains: Any) -> None:
+@pytest.mark.parametrize("trainable", ["lora", "lora+"])
+def test_merged_model_has_the_plain_layout_and_the_same_logits(family: str, trainable: Any) -> None:
     model = tiny_model(family).eval()
     names = set(model.state_dict())
     untrained = model.state_dict()[next(n for n in names if n.endswith(("q_proj.weight",
                 "qkv_proj.weight", "query_key_value.weight")))].clone()  # fmt: skip
-    adapters.prepare(model, Training(trains=trains))
+    adapters.prepare(model, Training(trainable=trainable))
     step(model.train())
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
@@ -100,4 +100,4 @@ def test_model_without_attention_layers_is_refused_by_name() -> None:
     model = torch.nn.Linear(2, 2)
     model.config = type("Config", (), {"model_type": "mamba"})()
     with pytest.raises(ModelError, match="no attention layers found in model type 'mamba'"):
-        adapters.prepare(model, Training(trains="lora"))
+        adapters.prepare(model, Training(trainable="lora"))

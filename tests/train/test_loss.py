@@ -212,7 +212,7 @@ def test_tf32_is_for_the_products_of_the_head_alone() -> None:
     before = matmul.fp32_precision
 
     def fail() -> None:
-        with loss.tf32_products():
+        with loss.tf32_matmuls():
             assert matmul.fp32_precision == "tf32"
             raise MemoryError
 

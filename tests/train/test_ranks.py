@@ -23,7 +23,7 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="deepspeed, which endprompt does not install"
 )
 SETTINGS = {
-    "rows.kinds.1.terminal.recall": {"quotes": 2},
+    "rows.kinds.1.terminal.recall": {"verbatim": 2},
     "rows.tokens": 128,
     "training.tokens": 128 * 2 * 6,
     "training.tokens_per_step": 256,

@@ -24,7 +24,7 @@ from endprompt.train import checkpoints, run
 TARGET = 512
 SAVE = "transformers.modeling_utils.safe_save_file"
 SETTINGS: dict[str, Any] = {
-    "rows.kinds.1.terminal.recall": {"quotes": 2},
+    "rows.kinds.1.terminal.recall": {"verbatim": 2},
     "rows.tokens": 128,
     "training.tokens": 128 * 2 * 6,
     "training.tokens_per_step": 256,
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-LONG_QUOTE = {"quotes": 1, "cue_tokens": (60, 60), "answer_tokens": (60, 60)}
+LONG_QUOTE = {"verbatim": 1, "cue_tokens": (60, 60), "answer_tokens": (60, 60)}
 """More than a row holds, whatever else is left out."""
 
 

@@ -124,7 +124,7 @@ class HeadSmoothness:
     value: float
     """Mean over pairs of the largest |S| on [0, L), in units of the logits."""
     slope: float
-    """Mean largest |S'|, logits a token."""
+    """Mean largest |S'|, logits per token."""
     bound: float
     """Mean of Bernstein's bound on it, W sum a_j."""
     tightness: float

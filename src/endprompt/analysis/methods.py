@@ -130,15 +130,15 @@ def _row_tokens(recipe: Recipe, short: int, window: int, target: int) -> int:
 
 
 def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
-    """FLOPs a token of training."""
+    """FLOPs per token of training."""
     training = recipe.training
     row = flops.training(
         decoder,
         row_tokens,
-        trains=training.trains,
+        trainable=training.trainable,
         kind=training.attention,
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
-        taught=training.prefix_loss == "base",
+        distilled=training.prefix_loss == "base",
     )
     return row.total / row_tokens

@@ -82,7 +82,7 @@ def needle(
 
 
 def draw(grid: NeedleGrid, title: str, path: Path) -> None:
-    """Two heat maps, hits and digits right: depth down, length across; always the same file."""
+    """Two heat maps, depth down and length across; always the same file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,7 +98,7 @@ def draw(grid: NeedleGrid, title: str, path: Path) -> None:
         1, 2, figsize=(9, 0.7 + 0.35 * max(len(grid.depths), 5)), layout="constrained", sharey=True
     )
     for axis, value, label in zip(
-        axes, ("hit", "digits_right"), ("hits", "digits right"), strict=True
+        axes, ("hit", "digits_right"), ("exact match", "digit accuracy"), strict=True
     ):
         cells = grid.grid(value)
         shown = axis.imshow(cells, vmin=0, vmax=1, cmap="cividis", aspect="auto")

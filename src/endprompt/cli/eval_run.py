@@ -130,7 +130,7 @@ def run(
 ) -> None:
     """Evaluate a checkpoint on this machine, or a model on a server.
 
-    Each sample is written as it is answered: an interrupted run goes on when the same command is
+    Each sample is written as it is answered: an interrupted run resumes when the same command is
     given again. A sample that a server did not answer counts as failed, never as wrong; the
     command then ends with code 1, and asks only for those when it is given again.
 

@@ -19,7 +19,9 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         data: str = typer.Option(..., "--data", help="Folder or URL of `endprompt prepare`."),
         lengths: str = typer.Option(..., "--lengths", help="Lengths in tokens, as 4k,8k,16k."),
         documents: int = typer.Option(1, "--documents", help="Held-out texts to read."),
-        needles: int = typer.Option(8, "--needles", help="Needles, and quotes, at each length."),
+        needles: int = typer.Option(
+            8, "--needles", help="Needles, and spans to recall verbatim, at each length."
+        ),
         seed: int = typer.Option(0, "--seed", help="Decides everything drawn."),
         dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
         out: Path | None = typer.Option(None, "--json", help="Write every value here."),
@@ -86,5 +88,5 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
                 f"{line.length:>7} tokens  loss {line.loss:.3f}  needle {line.needle_per_token:.3f}"
                 f"  digits {line.digits_right:.2f} (by quarter, farthest first: "
                 + " ".join("-" if q is None else f"{q:.2f}" for q in line.digits_by_quarter)
-                + f")  hits {line.hits:.2f}  quote {line.quote:.3f}"
+                + f")  exact match {line.hits:.2f}  verbatim recall {line.quote:.3f}"
             )

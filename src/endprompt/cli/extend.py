@@ -58,7 +58,10 @@ def register(app: typer.Typer) -> None:
             None, "--documents", min=1, help="Held-out texts to read. Default: 1 on a CPU, else 4."
         ),
         needles: int = typer.Option(
-            16, "--needles", min=1, help="Needles, and quotes, asked at each length."
+            16,
+            "--needles",
+            min=1,
+            help="Needles, and spans to recall verbatim, asked at each length.",
         ),
         eval_dtype: str = typer.Option("auto", "--eval-dtype", help=eval_screen.DTYPE),
     ) -> None:
@@ -66,7 +69,7 @@ def register(app: typer.Typer) -> None:
 
         Checks positions, prepares the text, trains on short rows, saves a checkpoint with the
         new window, evaluates it beside the base and the untrained scaling, and writes run.json
-        and report.html. A killed run goes on when the same command is given again.
+        and report.html. A killed run resumes when the same command is given again.
 
         Examples:
 

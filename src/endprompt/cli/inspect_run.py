@@ -30,12 +30,12 @@ def look(
     """
     from endprompt.errors import DataError
     from endprompt.io.quiet import quiet
-    from endprompt.recipe import build
+    from endprompt.recipe import build_recorded
     from endprompt.report.reading import read
 
     quiet()
     run = read(folder)
-    recipe = build(run["recipe"], f"recipe of {folder}")
+    recipe = build_recorded(run["recipe"], f"recipe of {folder}")
     before, after = (folder / "arms" / name / "model" for name in ("untrained", recipe.name))
     if not recipe.trained:
         raise DataError(f"{folder} trained nothing: there is no before and after")

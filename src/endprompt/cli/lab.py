@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
         budget: str = typer.Option(
             "", "--budget", help="Begin no further arm after this time: 30m, 2h, 90s."
         ),
-        out: Path = typer.Option(Path("runs/lab"), "--out", help="Folder of results; goes on."),
+        out: Path = typer.Option(Path("runs/lab"), "--out", help="Folder of results; resumes."),
         workers: int = typer.Option(
             0, "--workers", help="Processes at once; 0: one a core. Results don't depend on it."
         ),
@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
         Bases learn a made-up language inside a window of 128 tokens (kept for the next time),
         every arm extends every base on as many tokens, and all of them answer the same
         questions. OUT/lab.html says in words which differences hold; tables are beside it as
-        CSV and Markdown. Given again, the command goes on with what is missing.
+        CSV and Markdown. Given again, the command does what is missing.
 
         Examples:
 
@@ -132,7 +132,7 @@ def register(app: typer.Typer) -> None:
             console.print(f"{out / 'lab.html'}", markup=False, highlight=False)
         if missing:
             console.print(
-                f"{missing} arms are not done: give the same command again to go on", markup=False
+                f"{missing} arms are not done: give the same command again to resume", markup=False
             )
 
 

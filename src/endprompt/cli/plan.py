@@ -121,7 +121,7 @@ def _sized(model: str) -> plans.Sized:
 
 
 def _this_machine(decoder: Decoder) -> plans.Machine:
-    """GPUs that torch sees, by their name; else the CPU, its products and attention timed."""
+    """GPUs that torch sees, by their name; else the CPU, its matmuls and attention timed."""
     import torch
 
     from endprompt.cost import plan as plans
@@ -207,14 +207,14 @@ def _show(
     )
     for names, _ in _alike(lines):
         if len(names) > 1:
-            told = f"{_counted(names)}: and {', '.join(names[1:])}"
-            console.print(told, markup=False, soft_wrap=True)
+            line_below = f"{_counted(names)}: and {', '.join(names[1:])}"
+            console.print(line_below, markup=False, soft_wrap=True)
     for names, line in _alike(lines):
         for note in line.notes:
             console.print(f"{_counted(names)}: {note}", markup=False, soft_wrap=True)
         if line.chosen is None:
-            told = f"{_counted(names)}: {_remedy(line)}"
-            console.print(told, markup=False, soft_wrap=True)
+            line_below = f"{_counted(names)}: {_remedy(line)}"
+            console.print(line_below, markup=False, soft_wrap=True)
     console.print(_how(lines, where), markup=False, soft_wrap=True)
     if model == "llama-3-8b" and target == 65536 and device.name.startswith("A800"):
         console.print()

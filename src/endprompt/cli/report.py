@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:
-    """Runs by the last part of their path that tells them apart."""
+    """Runs by the last part of their path that differs."""
     whole = [path.resolve() for path in paths]
     whole = [path.parent if path.name == "run.json" else path for path in whole]
     for parts in range(1, max(len(path.parts) for path in whole) + 1):

@@ -77,26 +77,26 @@ class Screen:
         if finished:
             self.say(f"done already: {', '.join(finished)}")
 
-    def watch(self, job: Job, told: dict[str, Any] | None) -> None:
+    def watch(self, job: Job, state: dict[str, Any] | None) -> None:
         """Show how far a job is; None says that it is finished."""
         if job.name not in self._tasks:
             self._tasks[job.name] = self._bars.add_task(job.label, total=None, detail="")
-        if told is None:
+        if state is None:
             self._bars.update(self._tasks[job.name], total=1, completed=1, detail="done")
             self._line(job, QUARTERS, "done")
             return
-        if not told:
+        if not state:
             return
         self._began.setdefault(job.name, time.monotonic())
         detail = "  ".join(
-            f"{key.removesuffix('_loss')} {told[key]:.3f}"
+            f"{key.removesuffix('_loss')} {state[key]:.3f}"
             for key in ("prefix_loss", "terminal_loss")
-            if key in told
+            if key in state
         )
         self._bars.update(
-            self._tasks[job.name], total=told["total"], completed=told["done"], detail=detail
+            self._tasks[job.name], total=state["total"], completed=state["done"], detail=detail
         )
-        share = told["done"] / max(told["total"], 1e-9)
+        share = state["done"] / max(state["total"], 1e-9)
         spent = time.monotonic() - self._began[job.name]
         if 0 < share < 1 and spent > 0:
             left = spent * (1 - share) / share / 60

@@ -25,14 +25,14 @@ def register(app: typer.Typer) -> None:
         ),
         out: Path = typer.Option(..., "--out", "-o", help="Folder of the run; resumes one in it."),
         recipe: Path | None = typer.Option(
-            None, "--recipe", help="YAML file of settings, as {epochs: 2, trains: lora}."
+            None, "--recipe", help="YAML file of settings, as {epochs: 2, trainable: lora}."
         ),
         settings: list[str] = typer.Option(
             [],
             "--set",
             metavar="KEY=VALUE",
             help="Override one: epochs=1, steps, rows_per_step=8, max_tokens (the window), "
-            "packing=false, attention=sdpa, learning_rate=2e-5, schedule=cosine, trains=all "
+            "packing=false, attention=sdpa, learning_rate=2e-5, schedule=cosine, trainable=all "
             "(lora, lora+), save_steps=50, ...",
         ),
         split: str = typer.Option("train", "--split", help="Of a hub data set."),
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
         TRL trains. The tokenizer's own chat template writes the conversations, and only answers
         are learnt. Rows longer than the window are left out and counted. The model is saved
-        under OUT/model, what was done in OUT/run.json. A killed run goes on when the same
+        under OUT/model, what was done in OUT/run.json. A killed run resumes when the same
         command is given again.
 
         Examples:

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
             "arm on a CPU; paper: the paper's protocol on 8 GPUs.",
         ),
         out: Path = typer.Option(
-            Path("runs/studies"), "--out", "-o", help="Folder of runs and report; goes on."
+            Path("runs/studies"), "--out", "-o", help="Folder of runs and report; resumes."
         ),
         seeds: int = typer.Option(5, "--seeds", min=1, help="lab: number of bases."),
         workers: int = typer.Option(
@@ -191,5 +191,5 @@ def _report(
         for sentence in one["sentences"]:
             echo(f"- {sentence}")
     if missing:
-        echo("", f"{missing} runs are not done: give the same command again to go on")
+        echo("", f"{missing} runs are not done: give the same command again to resume")
     echo("", f"{folder / 'study.html'}")

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Train one recipe and save the extended model under OUT/model.
 
-        A killed run goes on from its last whole checkpoint when the same command is given
+        A killed run resumes from its last whole checkpoint when the same command is given
         again. On several GPUs: `accelerate launch -m endprompt train ...`, the same words.
 
         Example:

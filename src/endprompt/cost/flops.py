@@ -1,6 +1,6 @@
 """Floating-point operations of a decoder, counted from the numbers in its config.
 
-A multiply and an add count as two. Matrix products are counted and nothing else: norms,
+A multiply and an add count as two. Only matmuls are counted: norms,
 activations, softmax and RoPE are below a percent at the sizes where it matters. Attention is
 counted as causal kernels compute it, half of the square of a row's physical length: positions
 cost nothing, only tokens do, which is why short rows are cheap.
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from endprompt.recipe import Recipe
 
 Attention = Literal["full", "shifted"]
-Trains = Literal["nothing", "all", "lora", "lora+", "attention"]
+Trainable = Literal["nothing", "all", "lora", "lora+", "attention"]
 
 UNGATED = ("gpt_neox", "gpt2", "gptj", "phi", "falcon", "starcoder2", "opt", "bloom")
 """Model types whose feed-forward part has two matrices; all others gate theirs with a third."""
@@ -126,37 +126,37 @@ def forward(decoder: Decoder, tokens: int, kind: Attention = "full", groups: int
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations by kind: devices do matrix products faster than attention."""
+    """Operations by kind: devices do matmuls faster than attention."""
 
-    products: float
+    matmuls: float
     attention: float
 
     @property
     def total(self) -> float:
         """Both kinds."""
-        return self.products + self.attention
+        return self.matmuls + self.attention
 
 
 def training(
     decoder: Decoder,
     tokens: int,
     *,
-    trains: Trains = "all",
+    trainable: Trainable = "all",
     kind: Attention = "full",
     groups: int = 4,
     lora_rank: int = 8,
     checkpointing: bool = False,
-    taught: bool = False,
+    distilled: bool = False,
 ) -> Operations:
     """Forward and backward of one row of `tokens`.
 
     Backward sends a gradient through every matrix (as much as forward), through attention
-    (twice as much), and makes a gradient for each matrix that trains (as much as forward).
+    (twice as much), and makes a gradient for each trainable matrix (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
-    no gradient needs. Where the model is taught by its base, that reads the row as well, and the
+    no gradient needs. With the base as teacher, that reads the row as well, and the
     logits are made once more for the gradient. Zero for what trains nothing.
     """
-    if trains == "nothing":
+    if trainable == "nothing":
         return Operations(0.0, 0.0)
     linear = decoder.multiplied_weights
     trained = {  # matrices whose gradient is a product; LoRA's own come below
@@ -164,19 +164,19 @@ def training(
         "attention": decoder.attention_weights,
         "lora": 0,
         "lora+": decoder.head_weights if decoder.tied else 0,
-    }[trains]
+    }[trainable]
     inner = attention(decoder, tokens, kind, groups)
-    products = (2 * linear + 2 * linear + 2 * trained) * tokens
-    if trains in ("lora", "lora+"):
-        products += 3 * 2 * _lora_weights(decoder, lora_rank) * tokens
+    matmuls = (2 * linear + 2 * linear + 2 * trained) * tokens
+    if trainable in ("lora", "lora+"):
+        matmuls += 3 * 2 * _lora_weights(decoder, lora_rank) * tokens
     if checkpointing:
         last = decoder.layers * decoder.hidden * decoder.intermediate
-        products += 2 * (linear - decoder.head_weights - last) * tokens
+        matmuls += 2 * (linear - decoder.head_weights - last) * tokens
     inner *= 4 if checkpointing else 3
-    if taught:
-        products += 2 * (linear + decoder.head_weights) * tokens
+    if distilled:
+        matmuls += 2 * (linear + decoder.head_weights) * tokens
         inner += attention(decoder, tokens)
-    return Operations(products, inner)
+    return Operations(matmuls, inner)
 
 
 def row(recipe: Recipe, decoder: Decoder, checkpointing: bool | None = None) -> Operations:
@@ -190,12 +190,12 @@ def row(recipe: Recipe, decoder: Decoder, checkpointing: bool | None = None) -> 
     return training(
         decoder,
         recipe.amounts.row_tokens,
-        trains=settings.trains,
+        trainable=settings.trainable,
         kind=settings.attention,
         groups=settings.attention_groups,
         lora_rank=settings.lora_rank,
         checkpointing=checkpointing,
-        taught=settings.prefix_loss == "base",
+        distilled=settings.prefix_loss == "base",
     )
 
 
@@ -205,7 +205,7 @@ def _lora_weights(decoder: Decoder, rank: int) -> int:
     return decoder.layers * rank * (2 * (decoder.hidden + q) + 2 * (decoder.hidden + k))
 
 
-def trained_weights(decoder: Decoder, trains: Trains, lora_rank: int = 8) -> int:
+def trained_weights(decoder: Decoder, trainable: Trainable, lora_rank: int = 8) -> int:
     """Weights with a gradient and an optimizer's state; those of norms are left out."""
     lora = _lora_weights(decoder, lora_rank)
     return {
@@ -214,7 +214,7 @@ def trained_weights(decoder: Decoder, trains: Trains, lora_rank: int = 8) -> int
         "attention": decoder.attention_weights,
         "lora": lora,
         "lora+": lora + decoder.head_weights,  # the embeddings have the head's size
-    }[trains]
+    }[trainable]
 
 
 LLAMA_3_8B = Decoder(

@@ -51,20 +51,20 @@ class Memory:
         return self.weights + self.optimizer + self.gathered + self.runtime + inside
 
 
-def layer_bytes(decoder: Decoder, dtype: str, *, products_only: bool = False) -> float:
+def layer_bytes(decoder: Decoder, dtype: str, *, matmuls_only: bool = False) -> float:
     """Kept for the backward pass, per token and layer.
 
     Counted from what torch saves for a Llama with flash or memory-efficient attention: in
     float32 6 H + 2 A + 2 K + 4 I numbers (A, K: sizes of all heads and of all key-value heads),
     and a float for each norm and head. Under autocast the residual stream and the norms stay
-    float32 (4 H), and each matrix product keeps a bf16 copy of its input.
+    float32 (4 H), and each matmul keeps a bf16 copy of its input.
 
-    products_only  float32: products (the last of a layer not), attention and the layer's input
+    matmuls_only  float32: matmuls (the last of a layer not), attention and the layer's input
     """
     heads = decoder.heads * decoder.head_size
     key_values = decoder.kv_heads * decoder.head_size
     matrices = 1 + decoder.gated
-    if products_only:
+    if matmuls_only:
         numbers = 2 * decoder.hidden + 2 * heads + 2 * key_values + matrices * decoder.intermediate
         return 4 * (numbers + decoder.heads)
     inner = 2 * matrices * decoder.intermediate
@@ -77,7 +77,7 @@ def layer_bytes(decoder: Decoder, dtype: str, *, products_only: bool = False) ->
 def worth_recomputing(decoder: Decoder, tokens: int) -> bool:
     """Whether a CPU makes cheap activations of a forward pass of `tokens` again.
 
-    Below, the time that it takes to tell them apart is not worth what it saves.
+    Below, the time that sorting them takes is not worth what it saves.
     """
     return decoder.layers * layer_bytes(decoder, "float32") * tokens > RECOMPUTED_FROM
 
@@ -87,7 +87,7 @@ def train_memory_bytes(
     *,
     row_tokens: int,
     rows_at_once: int = 1,
-    trains: flops.Trains = "all",
+    trainable: flops.Trainable = "all",
     lora_rank: int = 8,
     checkpointing: bool = False,
     dtype: str = "float32",
@@ -95,7 +95,7 @@ def train_memory_bytes(
     sharded: bool = False,
     accumulates: bool = False,
     shifted: bool = False,
-    taught: bool = False,
+    distilled: bool = False,
     runtime: float = CPU_RUNTIME,
 ) -> Memory:
     """Bytes on one device at the peak of a training step, as `endprompt train` runs it.
@@ -105,10 +105,10 @@ def train_memory_bytes(
     devices       that share weights, gradients and optimizer where `sharded`
     accumulates   a step has several forward passes
     shifted       attention in shifted groups, which copies queries, keys, values and results
-    taught        the base stands beside the model, whole on each device, in `dtype`
+    distilled     the teacher stands beside the model, whole on each device, in `dtype`
     """
-    trained = flops.trained_weights(decoder, trains, lora_rank)
-    total = decoder.weights + (trained if trains == "lora" else 0)
+    trained = flops.trained_weights(decoder, trainable, lora_rank)
+    total = decoder.weights + (trained if trainable == "lora" else 0)
     parts = devices if sharded else 1
     tokens = row_tokens * rows_at_once
     per_layer = layer_bytes(decoder, dtype) * tokens
@@ -119,7 +119,7 @@ def train_memory_bytes(
     if checkpointing:  # the input of every layer, and one layer made again
         activations = 4 * decoder.layers * tokens * decoder.hidden + per_layer + working
     elif dtype == "float32" and worth_recomputing(decoder, tokens):
-        kept = layer_bytes(decoder, dtype, products_only=True) * tokens
+        kept = layer_bytes(decoder, dtype, matmuls_only=True) * tokens
         activations = decoder.layers * kept + (per_layer - kept) + working
     else:
         activations = decoder.layers * per_layer + working
@@ -127,7 +127,7 @@ def train_memory_bytes(
     head = 4 * decoder.head_weights if trained else 0
     logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
     base = 0.0
-    if taught:  # its weights, and of a chunk what it says, what is said, and two steps between
+    if distilled:  # its weights, and of a chunk what it says, what is said, and two steps between
         base = (4.0 if dtype == "float32" else 2.0) * decoder.weights
         logits += 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary
     gathered = 0.0
@@ -154,12 +154,12 @@ def tokens_at_once(
     decoder: Decoder,
     device_bytes: float,
     *,
-    trains: flops.Trains,
+    trainable: flops.Trainable,
     lora_rank: int,
     checkpointing: bool,
     dtype: str,
     shifted: bool,
-    taught: bool,
+    distilled: bool,
 ) -> int:
     """Tokens of short rows that a GPU takes in one forward pass, a power of two.
 
@@ -170,13 +170,13 @@ def tokens_at_once(
         held = train_memory_bytes(
             decoder,
             row_tokens=tokens,
-            trains=trains,
+            trainable=trainable,
             lora_rank=lora_rank,
             checkpointing=checkpointing,
             dtype=dtype,
             accumulates=True,
             shifted=shifted,
-            taught=taught,
+            distilled=distilled,
         )
         return held.total <= ROOM_AT_ONCE * device_bytes
 

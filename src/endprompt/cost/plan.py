@@ -26,7 +26,7 @@ from endprompt.recipe import Recipe
 UTILISATION = 0.45
 """Part of a GPU's peak that training reaches, recomputation counted as work; an assumption."""
 CPU_UTILISATION = 0.8
-"""Part of the timed peak of matrix products that the products of a model reach on a CPU."""
+"""Part of the timed peak of matmuls that the matmuls of a model reach on a CPU."""
 HALF_SPEED_TOKENS = 620
 """Tokens at which attention on a CPU has half of the speed that it has on long rows."""
 GPU_RUNTIME = 1.5 * GIB
@@ -64,7 +64,7 @@ class Device:
     name: str
     memory_bytes: float
     peak: float
-    """Operations a second of dense matrix products, in the precision that trains."""
+    """Operations a second of dense matmuls, in the precision that trains."""
     link: float
     """Bytes a second to its neighbours, one way; 0 for a device that trains alone."""
     utilisation: float = UTILISATION
@@ -187,7 +187,7 @@ def machine(text: str) -> Machine:
 def cpu(name: str, *, memory_bytes: float, peak: float, attention: float, tokens: int) -> Machine:
     """A CPU that was timed in float32, in operations a second.
 
-    peak       of matrix products
+    peak       of matmuls
     attention  of attention forward and backward, on rows of so many tokens
     """
     device = Device(
@@ -211,14 +211,14 @@ def train_seconds(
     checkpointing  None: as the recipe has it
     """
     device, of_row = where.device, flops.row(recipe, decoder, checkpointing)
-    products = device.peak * device.utilisation
-    attention = products
+    matmuls = device.peak * device.utilisation
+    attention = matmuls
     if device.attention:
         tokens = recipe.amounts.row_tokens
         if recipe.training.attention == "shifted":
             tokens //= recipe.training.attention_groups
         attention = device.attention / (1 + HALF_SPEED_TOKENS / tokens)
-    row = of_row.products / products + of_row.attention / attention
+    row = of_row.matmuls / matmuls + of_row.attention / attention
     return row * recipe.amounts.rows / where.count
 
 
@@ -231,7 +231,7 @@ def communication_seconds(
     if where.count == 1 or not where.link:
         return 0.0
     part = (where.count - 1) / where.count
-    trained = flops.trained_weights(decoder, recipe.training.trains, recipe.training.lora_rank)
+    trained = flops.trained_weights(decoder, recipe.training.trainable, recipe.training.lora_rank)
     if settings.sharded:
         moved = passes * part * (2 * 2 * decoder.weights + 2 * trained)
     else:

@@ -17,7 +17,7 @@ _CHUNK_BYTES = 2**20
 
 
 class TooLarge(Exception):
-    """A piece above its bound; it was passed over, and reading goes on behind it."""
+    """A piece above its bound; it was passed over, and reading continues behind it."""
 
 
 class CutShort(Exception):

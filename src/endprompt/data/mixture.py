@@ -78,7 +78,7 @@ class Cursor:
     """Where reading stands.
 
     taken    rows read of each source
-    content  digest of those rows, so that going on over changed sources is noticed
+    content  digest of those rows, so that resuming over changed sources is noticed
     spent    tokens that each source has given, as estimated: decides whose turn it is
     dry      the source that ran out first and so ended a mixture, or None
     """

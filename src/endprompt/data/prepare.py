@@ -1,7 +1,7 @@
 """Sources -> a folder of tokenised documents that can be stopped anywhere and gone on with.
 
 Every part is written whole before the journal names it, and the journal says how many rows of
-each source lie in the parts so far. A run that was killed therefore goes on behind its last part
+each source lie in the parts so far. A run that was killed therefore resumes behind its last part
 and ends with the same bytes as one that was not. Reading runs one batch ahead of tokenising;
 memory holds two batches and one part, whatever the size of the sources.
 """
@@ -93,7 +93,7 @@ def prepare(
     force: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Tokenise sources into `folder`, or go on where an interrupted run stopped.
+    """Tokenise sources into `folder`, or resume an interrupted run.
 
     tokenizer  a Transformers tokenizer
     force      throw away prepared data that lies in the folder
@@ -178,8 +178,8 @@ class _Run:
             return _Tally(start, [0] * count, [0] * count, [{} for _ in range(count)])
         journal = _read_journal(path)
         _require_same(self.folder, journal["settings"], self.settings)
-        told = journal["tally"]
-        tally = _Tally(cursor=Cursor(**told.pop("cursor")), **told)
+        kept = journal["tally"]
+        tally = _Tally(cursor=Cursor(**kept.pop("cursor")), **kept)
         for part in chain.from_iterable(tally.parts.values()):
             if not part["documents"]:
                 continue
@@ -252,7 +252,7 @@ class _Run:
         """Take copies of held-out documents out of the training parts.
 
         A part is written anew under another name, and the journal names it before the old one
-        goes, so that a run that is killed here goes on as everywhere.
+        goes, so that a run that is killed here resumes as everywhere.
         """
         held, train = tally.parts.get(HOLDOUT, []), tally.parts.get(TRAIN, [])
         if not held or not train:

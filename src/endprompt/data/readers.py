@@ -1,4 +1,4 @@
-"""Bytes of one file -> documents, for each format. Every fault of a row is told, never raised.
+"""Bytes of one file -> documents, for each format. Every fault of a row is reported, never raised.
 
 A fault of the *file* (broken, cut short, without the column) raises TextError; a fault of one
 *row* comes out as a Fault in its place, so that the caller may stop at it or count it. Rows keep

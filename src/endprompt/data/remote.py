@@ -21,7 +21,7 @@ from endprompt.io.secrets import redact
 def local(folder: str | Path) -> Path:
     """A folder of this machine with what lies at `folder`, a path or a URL (s3://, gs://, ...).
 
-    A fetch that was interrupted goes on; each file is checked against the manifest's checksum.
+    A fetch that was interrupted resumes; each file is checked against the manifest's checksum.
     Raises DataError when there is no prepared data, or a file differs from its checksum;
     DependencyError when fsspec needs a package for this kind of URL.
     """
@@ -65,7 +65,9 @@ def _chunks(filesystem: Any, path: str, url: str) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         detail = redact(f"{url} ({' '.join(str(error).split())})")[:300]
-        raise DataError(f"cannot read {detail}: what was fetched stays, go on") from error
+        raise DataError(
+            f"cannot read {detail}: what was fetched stays, give the command again"
+        ) from error
 
 
 def _files(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -76,7 +76,7 @@ def write(
     reads: tuple[str | Path, ...] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> RowFiles:
-    """Write all rows of a source; a killed run goes on behind its last whole part.
+    """Write all rows of a source; a killed run resumes behind its last whole part.
 
     facts     what decides about the rows: recipe, base, tokenizer, scaling, target, text
     card      text of the README.md

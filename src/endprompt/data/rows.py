@@ -60,7 +60,7 @@ class RowSource:
     ) -> None:
         assert isinstance(rows.tokens, int), "rows.tokens is resolved before rows are made"
         self._stretches = stretches(documents, rows.tokens, seed, rows.pack)
-        self._last = _last_of_document(documents) if rows.isolate else None
+        self._last = _last_of_document(documents) if rows.document_mask else None
         self._rows, self._cues, self._target, self._seed = rows, cues, target, seed
         self._shares = np.cumsum([kind.share for kind in rows.kinds])
         self._count = count
@@ -119,10 +119,12 @@ class RowSource:
 
 
 def _last_of_document(documents: Documents) -> int:
-    """The id that each document ends with, by which those of a packed row are told apart."""
+    """The id that each document ends with, which separates those of a packed row."""
     eos = getattr(documents, "eos", None)
     if eos is None:
-        raise RecipeError("rows.isolate needs documents that end with an end-of-sequence token")
+        raise RecipeError(
+            "rows.document_mask needs documents that end with an end-of-sequence token"
+        )
     return int(eos)
 
 

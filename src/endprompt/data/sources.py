@@ -87,7 +87,7 @@ class Source(ABC):
     def rows(self, meter: Meter | None = None) -> Iterator[Item]:
         """Every row in order: a Document, or the Fault that it has instead.
 
-        meter  told how far reading has come
+        meter  counts what has been read
         """
 
     def documents(self, dropped: Counter[str] | None = None) -> Iterator[Document]:
@@ -162,17 +162,17 @@ class FileSource(Source):
 
     def notes(self) -> list[str]:
         """Files that are read as plain text though their names don't say so, or not at all."""
-        told = []
+        notes = []
         plain = [file for file in self.files if not _is_readable(file)]
         if plain:
             more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
-            told.append(f"read as plain text: {shown(plain[0].removeprefix(self._root))}{more}")
+            notes.append(f"read as plain text: {shown(plain[0].removeprefix(self._root))}{more}")
         if self.passed_over:
-            told.append(
+            notes.append(
                 f"passed over in {self.name}: {self.passed_over} .json (records in JSON are read "
                 f"by name: '{self.name.rstrip('/')}/*.json')"
             )
-        return told
+        return notes
 
     def identity(self) -> list[dict[str, Any]]:
         """Each file with its size in bytes and, on this machine, the time of its last change."""

@@ -1,4 +1,4 @@
-"""One prefill a document that says how far a window reaches: loss, needles and quotes by length.
+"""One prefill per document: loss, needles and verbatim recall by length.
 
 The haystack is real text of the longest length with needles at an even density. The model reads
 up to the first length and is asked there, the questions are cut off again, and it reads on. So
@@ -157,7 +157,7 @@ def window_check(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> WindowCheck:
-    """Loss by position, needles and quotes at each length, from one prefill a document.
+    """Loss by position, needles and verbatim recall at each length, from one prefill a document.
 
     lengths    tokens; at each, haystack + question + answer fit in it. The shortest sets the
                density: it holds `needles` needles, longer lengths hold more in proportion
@@ -261,7 +261,7 @@ def require_room(
 
 
 class _Plan:
-    """Where needles and quotes of one document stand."""
+    """Where needles and verbatim recall of one document stand."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ class _Plan:
         return _evenly(before, self._needed)
 
     def quotes_at(self, length: int) -> list[int]:
-        """Starts of the spans to quote at a length."""
+        """Starts of the spans to recall at a length."""
         limit = length - self._clear - GIVEN - CONTINUED
         return _evenly([start for start in self._spans if start <= limit], self._quotes)
 

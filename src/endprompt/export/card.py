@@ -79,7 +79,7 @@ def _facts(run: Mapping[str, Any], recipe: Recipe, model: Mapping[str, Any]) -> 
         rows += [
             ("trained on", f"{amounts.tokens:,} tokens in {amounts.rows:,} rows of "
              f"{amounts.row_tokens:,}, {amounts.steps:,} steps"),
-            ("weights trained", recipe.training.trains),
+            ("weights trained", recipe.training.trainable),
         ]  # fmt: skip
     rows += [
         ("text", f"{without_folders(text['name'])} ({text['licence']})" if text else "not recorded")
@@ -97,6 +97,7 @@ def _tuned(run: Mapping[str, Any]) -> str:
     if not tuned:
         return ""
     settings = tuned["settings"]
+    trainable = settings.get("trainable", settings.get("trains"))  # its name before 0.2
     passes = "" if settings["steps"] else f" (passes over the rows: {settings['epochs']:g})"
     rows = [
         ("started from", without_folders(str(run.get("started_from", "not recorded")))),
@@ -104,7 +105,7 @@ def _tuned(run: Mapping[str, Any]) -> str:
         ("rows", f"{tuned['rows']:,}, of {tuned['tokens']:,} tokens, {tuned['learnt']:,} of them "
          f"answers; {tuned['too_long']:,} longer rows left out"),
         ("trained", f"{tuned['steps']:,} steps{passes}, weights: "
-         f"{settings['trains']}, learning rate {settings['learning_rate']:g}"),
+         f"{trainable}, learning rate {settings['learning_rate']:g}"),
     ]  # fmt: skip
     return (
         "## Fine-tuned after extension\n\nBy `endprompt sft`, on the answers of conversations; the "

@@ -17,7 +17,7 @@ from endprompt.export import card, engines, reference
 from endprompt.io import claims, files, records
 from endprompt.models import checkpoint as models
 from endprompt.models import weights
-from endprompt.recipe import Recipe, build
+from endprompt.recipe import Recipe, build_recorded
 from endprompt.record import Training
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -59,7 +59,7 @@ def find(run: Path) -> Source:
         missing = [key for key in ("checkpoint", "model", "recipe", "target") if key not in found]
         if missing:
             raise DataError(f"{folder}/run.json is of another kind: no {missing[0]} in it")
-        recipe = build(found["recipe"], f"the recipe of {folder}")
+        recipe = build_recorded(found["recipe"], f"the recipe of {folder}")
         # the folder may have been moved since
         inside = folder.joinpath(*Path(found["checkpoint"]).parts[-3:])
         model = inside if inside.is_dir() else Path(found["checkpoint"])
@@ -70,7 +70,7 @@ def find(run: Path) -> Source:
         base = claimed["model"]
         found = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
         found |= {"target": trained["target"], "tokens": trained["tokens"]}
-        recipe = build(trained["recipe"], f"the recipe of {folder}")
+        recipe = build_recorded(trained["recipe"], f"the recipe of {folder}")
         return Source(folder / "model", base, int(trained["target"]), recipe, found)
     raise DataError(f"no finished run in {folder}: it has neither run.json nor train.json")
 

@@ -2,7 +2,7 @@
 
 Heavy work is done by other commands (`doctor`, `train`, `eval window`) in processes of their own,
 which meet this one in files. A step whose file is there is not done again, so that a killed run
-goes on where it was when the same command is given.
+resumes when the same command is given again.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def extend(
 
     model     checkpoint folder, GGUF file or hub name; None: the embedded model
     to        target window in tokens, as 65536 or "64k"
-    out       folder of the run; one that was interrupted goes on
+    out       folder of the run; one that was interrupted resumes
     text      files, folders, globs or a hub data set; None: the embedded text
     settings  dotted keys of the recipe, as {"training.tokens": 100_000}
     controls  train the two controls too, on as many tokens
@@ -177,8 +177,8 @@ def run(
 ) -> dict[str, Any]:
     """Do all of it and return what `run.json` holds.
 
-    say    told what is going on, a line at a time
-    watch  told how far each job is (`jobs.run`)
+    say    called with each line about what happens
+    watch  called with the progress of each job (`jobs.run`)
     show   given the plan before any training starts
 
     Raises an EndPromptError for everything that a user can cause.
@@ -248,7 +248,7 @@ def make_plan(
         **digests.of_model(model),
         "target": request.target,
         "text": [redact(spec) for spec in request.text],
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.digested(),
         "lengths": lengths,
         "documents": documents,
         "needles": request.needles,
@@ -437,7 +437,7 @@ def _prepare(
 def _check(
     request: Request, model: str, recipe: Recipe, threads: int, watch: jobs.Watcher, lock: int
 ) -> dict[str, Any]:
-    """The position check and a short calibration, as a job; refuses to go on when it fails."""
+    """The position check and a short calibration, as a job; stops the run when it fails."""
     result = request.out / "doctor.json"
     path = request.out / "recipe.yaml"
     files.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

@@ -1,4 +1,4 @@
-"""Run other `endprompt` commands side by side, show how far each is, go on after a kill.
+"""Run other `endprompt` commands side by side, show the progress of each, resume after a kill.
 
 A job is finished when its result file is there; finished jobs are not run again. Jobs are child
 processes with a fixed number of threads, so that results do not depend on what runs beside them.
@@ -51,7 +51,7 @@ class JobError(EndPromptError):
 
 
 Watcher = Callable[[Job, "dict[str, Any] | None"], None]
-"""Called with a job and what it told last; None: it is finished."""
+"""Called with a job and its last progress; None: it is finished."""
 
 
 def run(
@@ -99,8 +99,8 @@ def run(
 
 
 def _start(job: Job, folder: Path, threads: int, lock: int) -> subprocess.Popen[bytes]:
-    told = folder / f"{job.name}.progress.json"
-    told.unlink(missing_ok=True)
+    shown = folder / f"{job.name}.progress.json"
+    shown.unlink(missing_ok=True)
     environment = {
         **ALLOCATION,
         **os.environ,
@@ -110,7 +110,7 @@ def _start(job: Job, folder: Path, threads: int, lock: int) -> subprocess.Popen[
     }
     with (folder / f"{job.name}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "endprompt", *job.arguments, "--progress", str(told)],
+            [sys.executable, "-m", "endprompt", *job.arguments, "--progress", str(shown)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -135,17 +135,17 @@ def end_with_parent() -> None:
 
 def _failure(job: Job, code: int, log: Path) -> EndPromptError:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line.removeprefix("endprompt: ") for line in lines if line.startswith("endprompt: ")]
-    if told:
-        return JobError(told[-1])
+    errors = [line.removeprefix("endprompt: ") for line in lines if line.startswith("endprompt: ")]
+    if errors:
+        return JobError(errors[-1])
     if shutil.disk_usage(log.parent).free < FULL_BYTES:  # its last words found no room either
         return OutputError(
             f"no space left on the disk ({job.label}): free some on the disk of "
-            f"{log.parent.parent} and run again to go on"
+            f"{log.parent.parent} and run again to resume"
         )
     if code == -signal.SIGKILL:
         return OutputError(
-            f"{job.label} was killed by the system, most often for memory: run again to go on, "
+            f"{job.label} was killed by the system, most often for memory: run again to resume, "
             f"with shorter rows or lengths"
         )
     last = lines[-1] if lines else "no word"

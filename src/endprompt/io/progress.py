@@ -17,7 +17,7 @@ def tell(path: Path | None, done: float, total: float, **detail: Any) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What was told last, None before the first time."""
+    """What was written last, None before the first time."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
     return None

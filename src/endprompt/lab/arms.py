@@ -103,7 +103,7 @@ def untrained(
             "name": named(scaling, headroom),
             "summary": f"untrained, scaling {scaling}, factor {headroom * factor:g}",
             "rope": rope,
-            "training": {"trains": "nothing"},
+            "training": {"trainable": "nothing"},
         },
         f"arm {scaling!r}",
     )

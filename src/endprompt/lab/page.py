@@ -379,11 +379,11 @@ def by_length(group: Group) -> figures.Drawing:
     """Accuracy against length, one line an arm."""
     with figures.settings():
         figure, grid = figures.new(3.6)
-        axes, look, told = grid[0][0], _looks(group), []
+        axes, look, said = grid[0][0], _looks(group), []
         for arm in group.arms:
             scores = [float(np.mean(arm.accuracy(length))) for length in arm.lengths]
             axes.plot(arm.lengths, scores, label=arm.name, **look[arm.name])
-            told.append(f"{arm.name} goes from {scores[0]:.2f} to {scores[-1]:.2f}")
+            said.append(f"{arm.name} goes from {scores[0]:.2f} to {scores[-1]:.2f}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(group.arms[0].lengths, [f"{n:,}" for n in group.arms[0].lengths])
         axes.set_ylim(0, 1.02)
@@ -393,7 +393,7 @@ def by_length(group: Group) -> figures.Drawing:
     return figures.Drawing(
         _name(group, "by-length"),
         f"Accuracy by length, {_title(group)}",
-        "; ".join(told) + ".",
+        "; ".join(said) + ".",
         figure,
     )
 
@@ -402,13 +402,13 @@ def loss_by_quarter(group: Group) -> figures.Drawing:
     """Loss at the target against the quarter of the text, one line an arm."""
     with figures.settings():
         figure, grid = figures.new(3.6)
-        axes, look, told = grid[0][0], _looks(group), []
+        axes, look, said = grid[0][0], _looks(group), []
         for arm in group.arms:
             if not arm.trained:
                 continue
             quarters = arm.loss(group.target)
             axes.plot(range(1, 5), quarters, label=arm.name, **look[arm.name])
-            told.append(f"{arm.name} goes from {quarters[0]:.2f} to {quarters[-1]:.2f}")
+            said.append(f"{arm.name} goes from {quarters[0]:.2f} to {quarters[-1]:.2f}")
         axes.set_xticks(range(1, 5))
         axes.set_xlabel(f"quarter of a text of {group.target:,} tokens")
         axes.set_ylabel("loss, nats per token")
@@ -416,7 +416,7 @@ def loss_by_quarter(group: Group) -> figures.Drawing:
     return figures.Drawing(
         _name(group, "loss-by-quarter"),
         f"Loss of trained arms by quarter of the text, {_title(group)}",
-        "; ".join(told) + ".",
+        "; ".join(said) + ".",
         figure,
     )
 
@@ -432,7 +432,7 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
     )
     with figures.settings():
         figure, grid = figures.new(4.6, 2, sharex=True)
-        look, told = _looks(group), []
+        look, said = _looks(group), []
         for axes, (key, title) in zip(grid.flat, panels, strict=True):
             for arm in shown:
                 steps = [entry["step"] for entry in arm.results[0]["gradient"]]
@@ -440,7 +440,7 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
                     [[entry[key] for entry in result["gradient"]] for result in arm.results], axis=0
                 )
                 axes.plot(steps, line, label=arm.name, **look[arm.name])
-                told.append(f"{title}, {arm.name}: from {line[0]:.2g} to {line[-1]:.2g}")
+                said.append(f"{title}, {arm.name}: from {line[0]:.2g} to {line[-1]:.2g}")
             axes.set_ylabel(title)
             axes.set_yscale("log")
         grid[-1][0].set_xlabel("step")
@@ -448,7 +448,7 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
     return figures.Drawing(
         _name(group, "signal"),
         f"What the terminal teaches over training, {_title(group)}",
-        "; ".join(told) + ".",
+        "; ".join(said) + ".",
         figure,
     )
 

@@ -79,8 +79,8 @@ class Study:
             {
                 "base": asdict(self.regime.base),
                 "questions": asdict(self.regime.questions(arm.factor)),
-                "recipe": arm.recipe.model_dump(
-                    mode="json", exclude_defaults=True, exclude={"summary", "source", "departs"}
+                "recipe": arm.recipe.digested(
+                    exclude_defaults=True, exclude={"summary", "source", "departs"}
                 ),
                 "arm": [arm.scaling, arm.factor, arm.seed],
             }

@@ -1,6 +1,6 @@
 """Weights that are the model's: all of them, of the right shape, finite, in a known precision.
 
-Transformers fills what a checkpoint lacks with random numbers and goes on. Here the heads of the
+Transformers fills what a checkpoint lacks with random numbers and continues. Here the heads of the
 files are held against the model before a weight is read: the model stands on the meta device, so
 that this takes no memory, and Transformers' own renaming of tensors applies.
 """

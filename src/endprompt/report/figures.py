@@ -70,7 +70,7 @@ _FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with what a reader who can't see it is told."""
+    """A figure with its description for readers who can't see it."""
 
     name: str
     title: str
@@ -219,7 +219,7 @@ def loss_by_position(run: Run) -> Drawing | None:
     """Loss against position in the text, one line an arm; None where nobody measured it."""
     with settings():
         figure, grid = new(3.2)
-        axes, look, told, far = grid[0][0], looks(run), [], 0.0
+        axes, look, said, far = grid[0][0], looks(run), [], 0.0
         for arm in arms(run):
             points = _positions(arm)
             if not points:
@@ -227,8 +227,8 @@ def loss_by_position(run: Run) -> Drawing | None:
             x, y = zip(*points, strict=True)
             far = max(far, *x)
             axes.plot(x, y, label=label(arm), **look[str(arm.get("name"))])
-            told.append(f"{label(arm)} goes from {y[0]:.2f} to {y[-1]:.2f}")
-        if not told:
+            said.append(f"{label(arm)} goes from {y[0]:.2f} to {y[-1]:.2f}")
+        if not said:
             return None
         axes.set_ylabel("loss, nats per token")
         _token_ticks(axes, far)
@@ -236,7 +236,7 @@ def loss_by_position(run: Run) -> Drawing | None:
         axes.set_xlabel("position in the text, tokens" + _mark_window(axes, run))
         legend(figure, axes)
     return Drawing(
-        "loss-by-position", "Loss by position in the text", "; ".join(told) + ".", figure
+        "loss-by-position", "Loss by position in the text", "; ".join(said) + ".", figure
     )
 
 
@@ -288,13 +288,13 @@ def needle_map(run: Run) -> Drawing | None:
             axes.remove()
         figure.supxlabel("length, tokens", fontsize=9)
         figure.supylabel("depth in the text", fontsize=9)
-    told = []
+    said = []
     for name, cells in grids.items():
         seen = [value for value in cells.values() if value is not None]
         if seen:
-            told.append(f"{name}: {sum(seen) / len(seen):.2f} on average")
-    what = "Share of digits right" if score == "digits" else "Share of whole answers right"
-    return Drawing("needles", f"Needles: {what.lower()}", "; ".join(told) + ".", figure)
+            said.append(f"{name}: {sum(seen) / len(seen):.2f} on average")
+    what = "Digit accuracy" if score == "digits" else "Exact match"
+    return Drawing("needles", f"Needles: {what.lower()}", "; ".join(said) + ".", figure)
 
 
 def _depths(run: Run) -> Iterable[Mapping[str, Any]]:
@@ -367,11 +367,11 @@ def training_row(run: Run) -> Drawing | None:
         for mark in marks[1:-1]:
             axes.plot([mark, mark], [0.4, 1.15], color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
         axes.set_xlabel("position (old window and target marked)", fontsize=8.5)
-    told = ", then ".join(
+    said = ", then ".join(
         f"{last - first + 1:,} {kind} tokens at positions {first:,} to {last:,}"
         for kind, first, last in parts
     )
-    return Drawing("training-row", "The positions of one training row", told + ".", figure)
+    return Drawing("training-row", "The positions of one training row", said + ".", figure)
 
 
 def row_parts(run: Run) -> list[tuple[str, int, int]]:
@@ -397,7 +397,7 @@ def training(run: Run) -> Drawing | None:
         return None
     with settings():
         figure, grid = new(0.5 + 1.9 * len(shown), len(shown), sharex=True)
-        look, told = looks(run), []
+        look, said = looks(run), []
         for axes, (key, title) in zip(grid.flat, shown, strict=True):
             axes.set_title(title)
             axes.set_ylabel("nats per token")
@@ -407,10 +407,10 @@ def training(run: Run) -> Drawing | None:
                     x, y = zip(*points, strict=True)
                     dot = {"marker": "o"} if len(points) == 1 else {}
                     axes.plot(x, y, label=label(arm), **look[str(arm.get("name"))], **dot)
-                    told.append(f"{title}, {label(arm)}: from {y[0]:.2f} to {y[-1]:.2f}")
+                    said.append(f"{title}, {label(arm)}: from {y[0]:.2f} to {y[-1]:.2f}")
         grid[-1][0].set_xlabel("step")
         legend(figure, grid[0][0])
-    return Drawing("training", "Loss during training", "; ".join(told) + ".", figure)
+    return Drawing("training", "Loss during training", "; ".join(said) + ".", figure)
 
 
 def _points(arm: Arm, key: str) -> list[tuple[float, float]]:
@@ -433,18 +433,18 @@ def terminal_over_training(
         figure, grid = new(4.2, 2, sharex=True)
         loss_axes, gradient_axes = grid[0][0], grid[1][0]
         loss_axes.plot(steps, losses, color=SERIES[1], linewidth=1.8)
-        loss_axes.set_title("loss of the terminal, nats a token")
+        loss_axes.set_title("loss of the terminal, nats per token")
         ends = [0, steps[-1]]
         gradient_axes.plot(ends, gradients, "o", color=SERIES[0], markersize=6)
         gradient_axes.set_title("gradient of that loss on the prefix, before and after")
         for axes, values in ((loss_axes, losses), (gradient_axes, gradients)):
             axes.set_ylim(0, 1.1 * max(values) or 1)
         gradient_axes.set_xlabel("step")
-    told = (
+    said = (
         f"The terminal's loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats, its gradient on "
         f"the prefix from {gradients[0]:.3g} to {gradients[-1]:.3g}."
     )
-    return Drawing(f"terminal-{name}", f"What the terminal teaches, {name}", told, figure)
+    return Drawing(f"terminal-{name}", f"What the terminal teaches, {name}", said, figure)
 
 
 def coverage(run: Run) -> Drawing | None:
@@ -479,12 +479,12 @@ def coverage(run: Run) -> Drawing | None:
         last_axes.set_xticks(marks, [thousands(mark) for mark in marks])
         last_axes.set_xlabel("distance between query and key, tokens" + marked)
         figure.supylabel("pairs in a row", fontsize=8.5)
-    told = []
+    said = []
     for one in recipes:
         seen = sum(last - first + 1 for first, last, _ in one["intervals"])
         name = one.get("label") or one.get("name")
-        told.append(f"{name} trains {seen:,} of {target:,} distances")
-    return Drawing("coverage", "Distances that training sees", "; ".join(told) + ".", figure)
+        said.append(f"{name} trains {seen:,} of {target:,} distances")
+    return Drawing("coverage", "Distances that training sees", "; ".join(said) + ".", figure)
 
 
 def _of_example_row(run: Run) -> list[dict[str, Any]]:

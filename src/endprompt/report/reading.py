@@ -33,9 +33,14 @@ class Metric:
 METRICS = (
     Metric("loss", "Loss on the last tokens", "nats per token", ("loss",)),
     Metric("needle", "Needle: loss on the answer", "nats per token", ("needle",), leaf="nll"),
-    Metric("digits", "Needle: digits right", "share", ("needle",), True, "digits"),
+    Metric("digits", "Needle: digit accuracy", "share", ("needle",), True, "digits"),
     Metric(
-        "far_digits", f"Needle: digits right, {FARTHEST}", "share", ("needle",), True, "far_digits"
+        "far_digits",
+        f"Needle: digit accuracy, {FARTHEST}",
+        "share",
+        ("needle",),
+        True,
+        "far_digits",
     ),
     Metric(
         "far_needle",
@@ -44,8 +49,8 @@ METRICS = (
         ("needle",),
         leaf="far_nll",
     ),
-    Metric("hits", "Needle: whole answers right", "share", ("needle",), True, "hits"),
-    Metric("quote", "Quote: loss on words seen before", "nats per token", ("quote",)),
+    Metric("hits", "Needle: exact match", "share", ("needle",), True, "hits"),
+    Metric("quote", "Verbatim recall: loss on words seen before", "nats per token", ("quote",)),
 )
 
 

@@ -176,7 +176,7 @@ def needle_by_distance(run: Run) -> Table | None:
         return None
     return Table(
         name="needle_by_distance",
-        caption="Needles: digits right by length and distance from the question",
+        caption="Needles: digit accuracy by length and distance from the question",
         columns=("arm", "length", *QUARTERS),
         rows=tuple(rows),
     )
@@ -204,7 +204,7 @@ def needle_by_depth(run: Run) -> Table | None:
     return Table(
         name="needle_by_depth",
         caption="Needles by length and depth (0 % is the start of the text)",
-        columns=("arm", "length", "depth", "loss on the answer", "digits right", "whole answers"),
+        columns=("arm", "length", "depth", "loss on the answer", "digit accuracy", "exact match"),
         rows=tuple(rows),
     )
 

@@ -115,7 +115,7 @@ def verdict(run: Run) -> list[str]:
         return [f"“{label(method)}” was not evaluated beside another arm: nothing can be claimed."]
     old, target = window(run), run.get("target")
     if old is None:
-        return ["The model's own window is not recorded: what lies past it cannot be told."]
+        return ["The model's own window is not recorded: what lies past it is unknown."]
     past = [one for one in everything if one.length > old]
     inside = [one for one in everything if one.length <= old]
     if past:

@@ -85,7 +85,7 @@ def tune(
     record    writes `run.json`, once the model is there; what it holds under "sft" is Tuned
     progress  called at every step with done, total, loss, seconds
 
-    A killed run goes on from its last whole checkpoint; a finished one is returned as it is.
+    A killed run resumes from its last whole checkpoint; a finished one is returned as it is.
     Raises DataError for rows that can't be learnt, OutputError for an `out` of another run, one
     that another process holds, and a full disk, TrainingError when the loss is not finite or
     packed rows would see each other.
@@ -149,7 +149,9 @@ def _tune(
     adapters.prepare(
         network,
         Training(
-            trains=settings.trains, lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha
+            trainable=settings.trainable,
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
         ),
     )
     arguments = _arguments(settings, out, longest, report_to)
@@ -159,7 +161,7 @@ def _tune(
     checkpoint = checkpoints.last_whole(out / "checkpoints")
     resumed = checkpoint.resumed_at if checkpoint else []
     if checkpoint:
-        say(f"going on behind step {resumed[-1]}")
+        say(f"resuming behind step {resumed[-1]}")
     trainer = _Trainer(
         model=network,
         args=arguments,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +13,8 @@ from endprompt.recipe import Count, Settings, Weight, read_yaml
 
 class Tuning(Settings):
     """Amount, optimizer, rows. The learning rate is TRL's default."""
+
+    renamed: ClassVar[dict[str, str]] = {"trains": "trainable"}
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the rows; `steps` overrules it."""
@@ -29,7 +31,7 @@ class Tuning(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Weight = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    trains: Literal["all", "lora", "lora+"] = "all"
+    trainable: Literal["all", "lora", "lora+"] = "all"
     lora_rank: Count = 8
     lora_alpha: Count = 16
     gradient_checkpointing: bool = True

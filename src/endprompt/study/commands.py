@@ -1,7 +1,7 @@
 """Studies at the scales of real models: the exact commands, what each leaves, and its numbers.
 
 A command whose result is there is not run again. Arms that are equal have one folder, named after
-a digest of their settings, so that studies share them. `extend` and `eval run` go on by themselves
+a digest of their settings, so that studies share them. `extend` and `eval run` resume by themselves
 where they were.
 """
 
@@ -103,9 +103,7 @@ class Commands:
 
     def folder(self, arm: Arm) -> str:
         """Name of the arm's folders: equal arms, equal names."""
-        settings = self.recipe(arm).model_dump(
-            mode="json", exclude={"name", "summary", "source", "departs"}
-        )
+        settings = self.recipe(arm).digested(exclude={"name", "summary", "source", "departs"})
         digest = files.sha256_of([self._scale, settings, self._target(arm), arm.model])
         return f"{arm.built().name}-{digest[:8]}"
 
@@ -227,7 +225,7 @@ class Commands:
         return {} if cost is None else {"target": {0: [np.array([cost])]}}
 
     def _cost(self, arm: Arm, kind: str) -> float | None:
-        """Seconds or operations a token, or the peak of memory in GB."""
+        """Seconds or operations per token, or the peak of memory in GB."""
         path = self._out / "runs" / self.folder(arm) / "train.json"
         if self._scale == "smollm2":
             path = self._model(arm).parent / "train.json"

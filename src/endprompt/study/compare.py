@@ -227,10 +227,10 @@ def _listed(main: str, some: Sequence[dict[str, Any]]) -> str:
     parts = []
     for one in some:
         ours = one["ours"]
-        told = f"{ours['mean']:+.1f}" if one["unit"] == "%" else f"{ours['mean']:+.2f}"
+        values = f"{ours['mean']:+.1f}" if one["unit"] == "%" else f"{ours['mean']:+.2f}"
         if one["paper"] is not None:
-            told += f" here, {one['paper']:+.2f} there"
-        parts.append(f"{one['measure']}, {main} less {one['other']} ({told})")
+            values += f" here, {one['paper']:+.2f} there"
+        parts.append(f"{one['measure']}, {main} less {one['other']} ({values})")
     return "; ".join(parts)
 
 

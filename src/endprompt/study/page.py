@@ -234,9 +234,9 @@ def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
         figure.supxlabel(f"{one['main']} less the other", fontsize=8.5)
         theirs.set_yticks(range(len(names)), names, fontsize=8)
         theirs.set_ylim(len(names) - 0.5, -0.5)
-    told = "; ".join(f"{name}: {each['word']}" for name, each in zip(names, shown, strict=True))
+    signs = "; ".join(f"{name}: {each['word']}" for name, each in zip(names, shown, strict=True))
     return figures.Drawing(
-        f"{one['name']}-signs", f"{one['title']}: differences there and here", told + ".", figure
+        f"{one['name']}-signs", f"{one['title']}: differences there and here", signs + ".", figure
     )
 
 

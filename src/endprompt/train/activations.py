@@ -1,9 +1,9 @@
 """What is kept of the forward pass for the backward pass, and what is made again there.
 
 Whole: each layer keeps its input alone. Otherwise, on a CPU and where it saves much, each layer
-keeps its matrix products and its attention, and norms, activations and RoPE are made again: cheap
-beside the products, and half of what activations take (docs/log.md). On a GPU, whose memory is
-slow beside its products, all are kept.
+keeps its matmuls and its attention, and norms, activations and RoPE are made again: cheap
+beside the matmuls, and half of what activations take (docs/log.md). On a GPU, whose memory is
+slow beside its matmuls, all are kept.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PRODUCTS = frozenset(
 
 
 NARROW = 32
-"""Products over so few numbers, those of LoRA, are made again."""
+"""Matmuls over so few numbers, those of LoRA, are made again."""
 
 
 def choose(model: Any, *, whole: bool, tokens: int) -> None:
-    """Set what the layers of a model keep; models that can't be told so keep everything.
+    """Set what the layers of a model keep; models without such a setting keep everything.
 
     tokens  of a forward pass, rows times their length
     """
@@ -51,7 +51,7 @@ def choose(model: Any, *, whole: bool, tokens: int) -> None:
 
 
 def _policy(inner: int | None, _: Any, operator: Any, *given: Any, **__: Any) -> CheckpointPolicy:
-    """Keep products, but the last of a layer, whose result no gradient needs, and narrow ones."""
+    """Keep matmuls, but the last of a layer, whose result no gradient needs, and narrow ones."""
     summed = given[0].shape[-1] if operator is torch.ops.aten.mm.default else None
     cheap = summed is not None and (summed == inner or summed <= NARROW)
     if cheap or operator not in PRODUCTS:

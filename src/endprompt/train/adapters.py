@@ -1,4 +1,4 @@
-"""What trains: all weights, LoRA, LoRA with embeddings and norms, or attention alone.
+"""What is trained: all weights, LoRA, LoRA with embeddings and norms, or attention alone.
 
 LoRA layers are PEFT's, put into the model in place: the model stays the class it was, so that
 a checkpoint holds every weight, trained embeddings and norms included, and resuming is exact.
@@ -23,22 +23,22 @@ def prepare(model: Any, training: Training) -> Any:
     of every attention layer (q, k, v, o); `lora+` trains embeddings and norms beside them
     (LongLoRA, section 3.3). Raises ModelError where no attention layer is found.
     """
-    trains = training.trains
-    model.requires_grad_(trains == "all")
-    if trains in ("all", "nothing"):
+    trainable = training.trainable
+    model.requires_grad_(trainable == "all")
+    if trainable in ("all", "nothing"):
         return model
     layers = attention_layers(model)
     if not layers:
         raise ModelError(
             f"no attention layers found in model type {model.config.model_type!r}: "
-            f"set training.trains to all"
+            f"set training.trainable to all"
         )
-    if trains == "attention":
+    if trainable == "attention":
         for layer in layers.values():
             layer.requires_grad_(True)
         return model
     _add_lora(model, layers, training)
-    if trains == "lora+":
+    if trainable == "lora+":
         model.get_input_embeddings().requires_grad_(True)
         for module in model.modules():
             if type(module).__name__.endswith("Norm"):  # LayerNorm, LlamaRMSNorm, ...

@@ -59,7 +59,7 @@ def measure(model: Any) -> dict[str, Any]:
 
 
 def matmul_peak(device: torch.device, bf16: bool, times: int = 3) -> float:
-    """Operations a second of the best of some square products, in the precision that trains."""
+    """Operations a second of the best of some square matmuls, in the precision that trains."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.empty(size, size, device=device, dtype=dtype).fill_(0.5) for _ in range(2))

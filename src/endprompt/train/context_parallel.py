@@ -19,7 +19,7 @@ from endprompt.recipe import Recipe
 
 
 def ranks_of_a_row() -> int:
-    """Processes that hold a row together, as `accelerate launch` was told; 1 without."""
+    """Processes that hold a row together, as set for `accelerate launch`; 1 without."""
     return _size("CP")
 
 
@@ -37,16 +37,20 @@ def require_cuttable(recipe: Recipe) -> None:
         )
     if ranks_of_a_row() == 1:
         return
-    told = f"cp_size is {ranks_of_a_row()}: a row that is cut among ranks has causal attention, not"
+    causal = (
+        f"cp_size is {ranks_of_a_row()}: a row that is cut among ranks has causal attention, not"
+    )
     if recipe.training.attention == "shifted":
-        raise TrainingError(f"{told} shifted: set cp_size to 1 or training.attention to full")
+        raise TrainingError(f"{causal} shifted: set cp_size to 1 or training.attention to full")
     if recipe.training.prefix_loss == "base":
         raise TrainingError(
             f"cp_size is {ranks_of_a_row()}, and the base reads whole rows: set "
             "cp_size to 1 or training.prefix_loss to text"
         )
-    if recipe.rows.isolate:
-        raise TrainingError(f"{told} documents kept apart: set cp_size to 1 or rows.isolate to off")
+    if recipe.rows.document_mask:
+        raise TrainingError(
+            f"{causal} documents kept apart: set cp_size to 1 or rows.document_mask to off"
+        )
 
 
 def cut(

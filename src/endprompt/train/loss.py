@@ -91,7 +91,7 @@ def aligned_loss(
     return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment, balance)
 
 
-def what_is_told(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Hidden states [B, T, H] that the base's head makes logits of; it reads rows without jumps.
 
     What a family puts on its logits is on them already.
@@ -120,27 +120,27 @@ def _losses_inside(
     head = bare.get_output_embeddings()
     labels_N = batch["labels"][trained_BT]
     scale = _logit_scale(bare.config)
-    told_NH = None if teacher is None else what_is_told(teacher, batch)[trained_BT]
+    teacher_NH = None if teacher is None else teacher_hidden(teacher, batch)[trained_BT]
     with _without_logit_changes(bare.config) as cap:
 
         def losses(hidden_BTH: Tensor) -> Tensor:
             hidden_NH = hidden_BTH[trained_BT]
             if scale != 1:
                 hidden_NH = hidden_NH * scale
-            if told_NH is None:
+            if teacher_NH is None:
                 sums_G = group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
                 found_2G = torch.stack([sums_G, sums_G.detach()])
             else:
-                taught_2N = taught_losses(
+                distilled_2N = teacher_losses(
                     hidden_NH,
                     head,
                     labels_N,
                     cap,
-                    told_NH,
+                    teacher_NH,
                     teacher.get_output_embeddings(),
                     batch["label_segments"][trained_BT] == PREFIX,
                 )
-                found_2G = taught_2N.new_zeros(2, groups).index_add(1, group_N, taught_2N)
+                found_2G = distilled_2N.new_zeros(2, groups).index_add(1, group_N, distilled_2N)
             # the family scales what its head gives, and here that is losses
             return found_2G if scale == 1 else found_2G / scale
 
@@ -217,30 +217,30 @@ def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: floa
     return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
 
 
-def taught_losses(
+def teacher_losses(
     hidden_NH: Tensor,
     head: nn.Linear,
     labels_N: Tensor,
     cap: float | None,
-    told_NH: Tensor,
-    told_head: nn.Linear,
+    teacher_NH: Tensor,
+    teacher_head: nn.Linear,
     prefix_N: Tensor,
 ) -> Tensor:
     """float[2, N]: what is trained of each token, and its cross-entropy in nats, detached.
 
-    told_NH, told_head  the base's hidden states and head
+    teacher_NH, teacher_head  the base's hidden states and head
     prefix_N            bool, tokens that are held to what the base says
     """
 
-    def of_chunk(hidden: Tensor, labels: Tensor, told: Tensor, prefix: Tensor) -> Tensor:
+    def of_chunk(hidden: Tensor, labels: Tensor, base: Tensor, prefix: Tensor) -> Tensor:
         said = _logits(hidden, head, cap).log_softmax(-1)
         plain = F.nll_loss(said, labels, reduction="none")
         with torch.no_grad():
-            known = _logits(told, told_head, cap).log_softmax(-1)
+            known = _logits(base, teacher_head, cap).log_softmax(-1)
         apart = F.kl_div(said, known, reduction="none", log_target=True).sum(-1)
         return torch.stack([torch.where(prefix, apart, plain), plain.detach()])
 
-    columns = (hidden_NH, labels_N, told_NH, prefix_N)
+    columns = (hidden_NH, labels_N, teacher_NH, prefix_N)
     chunks = zip(*(column.split(CHUNK_TOKENS) for column in columns), strict=True)
     return torch.cat([checkpoint(of_chunk, *each, use_reentrant=False) for each in chunks], dim=1)
 
@@ -254,7 +254,7 @@ def _logits(hidden_NH: Tensor, head: nn.Linear, cap: float | None) -> Tensor:
 def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reduction: str) -> Tensor:
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
     autocast = hidden_NH.is_cuda and torch.is_autocast_enabled("cuda")
-    with tf32_products() if autocast else contextlib.nullcontext():
+    with tf32_matmuls() if autocast else contextlib.nullcontext():
         return F.linear_cross_entropy(
             hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
             head.weight,
@@ -266,8 +266,8 @@ def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reducti
 
 
 @contextlib.contextmanager
-def tf32_products() -> Generator[None]:
-    """Float32 products of a GPU in TF32, for a head that autocast does not reach (docs/log.md)."""
+def tf32_matmuls() -> Generator[None]:
+    """Float32 matmuls of a GPU in TF32, for a head that autocast does not reach (docs/log.md)."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"

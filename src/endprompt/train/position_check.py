@@ -1,7 +1,7 @@
 """The position check: proof, on the loaded model, that training will see the far distances.
 
 It uses the very collator and call that training uses. Each check is one fault that lets a run
-go on while not one long distance is trained, or while local layers are taught what they never
+run while not one long distance is trained, or while local layers learn what they never
 meet: a mask that hides the prefix from the terminal, RoPE left unscaled, theta or an old factor
 lost, positions without a jump, a last position short of the target, a local mask made of indices.
 """

@@ -1,6 +1,6 @@
 """Train one recipe: a Transformers Trainer whose rows, order and loss are ours.
 
-A killed run goes on from its last whole checkpoint and ends with the same weights: rows are a
+A killed run resumes from its last whole checkpoint and ends with the same weights: rows are a
 function of seed and index, and the Trainer restores optimizer, schedule and random state.
 """
 

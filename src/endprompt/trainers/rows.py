@@ -62,8 +62,10 @@ def write_rows(
     if not recipes.chooses_scaling(recipe, overrides):
         chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
     chosen = chosen.resolve(window=family.base.window, target=target, gpu=False)
-    if chosen.rows.isolate:
-        raise RecipeError("rows.isolate needs a mask of its own for each row: set it to false")
+    if chosen.rows.document_mask:
+        raise RecipeError(
+            "rows.document_mask needs a mask of its own for each row: set it to false"
+        )
     row_tokens = chosen.amounts.row_tokens
     number = count if count is not None else (tokens or 0) // row_tokens
     if number < 1:
