@@ -113,7 +113,7 @@ yours, and proves it on its weights.
 
 A base that is **scaled already** keeps its rule: the factor grows over the *original* window, and
 YaRN's factor on cos and sin follows the total. `--scaling pi` and `longrope` come on top of any
-rule but dynamic NTK, as explicit factors (the `longrope` form); any other is refused with the reason.
+rule but dynamic NTK, as explicit factors (the `longrope` form); others are refused with the reason.
 
 **Local layers** see the W nearest positions. Transformers makes their mask from indices, by which
 the first tokens after a jump would see the end of the prefix; here it is made from positions, in
