@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-HANG_SECONDS = 20
+HANG_SECONDS, BLOCKED_SECONDS = 20, 300
+"""Of the processor, so that a busy machine hangs nothing; and by the clock, for what only waits."""
 LARGEST_BYTES = 2**30
 TARGET = "256"
 
@@ -236,8 +237,10 @@ def attack_file(path: Path, reader: Reader, content: bytes, whole: Any) -> str:
     from endprompt.errors import EndPromptError
 
     original = path.read_bytes()
+    signal.signal(signal.SIGPROF, _alarm)
     signal.signal(signal.SIGALRM, _alarm)
-    signal.alarm(HANG_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
+    signal.alarm(BLOCKED_SECONDS)
     try:
         path.write_bytes(content)
         found = reader(path)
@@ -252,6 +255,7 @@ def attack_file(path: Path, reader: Reader, content: bytes, whole: Any) -> str:
             return "silent difference"
         return ""
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         path.write_bytes(original)
 
@@ -422,17 +426,20 @@ def _kill(child: Any) -> None:
 
 def kill_verb(
     verb: str, places: dict[str, Path], numbers: range, seed: int, until: float
-) -> dict[str, int]:
-    """Kill a verb at random moments, let it finish, and compare with the uninterrupted run."""
+) -> Iterator[Counter[str]]:
+    """Kill a verb at random moments, let it finish, and compare with the uninterrupted run.
+
+    Yields the counts so far after every kill.
+    """
     home = places["home"] / verb.replace(" ", "-")
     home.mkdir()
     _wait(verb, places | {"out": home / "first"}, home / "first.log")  # fills the caches
     code, seconds = _wait(verb, places | {"out": home / "whole"}, home / "whole.log")
     if code:
-        return {"kills": 0, "failed": 1}
+        yield Counter({"failed": 1})
+        return
     expected = _artefacts(home / "whole")
     found: Counter[str] = Counter()
-    done = 0
     for number in numbers:
         if time.time() > until:
             break
@@ -446,7 +453,7 @@ def kill_verb(
             if child.exitcode is None:
                 _kill(child)
         code, _ = _wait(verb, places | {"out": out}, log)
-        done += 1
+        found["kills"] += 1
         found["not finished"] += code != 0
         found["tracebacks"] += "Traceback" in log.read_text(errors="replace")
         if code == 0:
@@ -456,11 +463,16 @@ def kill_verb(
         if code == 0 and _artefacts(out) == expected:
             shutil.rmtree(out)
         print(f"{verb}: kill {number + 1} of {numbers.stop} {dict(found)}", flush=True)
-    return {"kills": done, **found}
+        yield found
 
 
 def attack_verbs(
-    kills: int, seed: int, until: float, verbs: list[str], found: dict[str, Any]
+    kills: int,
+    seed: int,
+    until: float,
+    verbs: list[str],
+    found: dict[str, Any],
+    save: Callable[[], None],
 ) -> None:
     """Every verb in turn, each with an equal part of the time; adds to `found`, by verb."""
     from endprompt.cli.app import run
@@ -482,13 +494,13 @@ def attack_verbs(
         share = time.time() + (until - time.time()) / (len(verbs) - n)
         before = Counter(found.get(verb, {}))
         if before["kills"] < kills:
-            after = kill_verb(verb, places, range(before["kills"], kills), seed, share)
-            found[verb] = {key: before[key] + after.get(key, 0) for key in {*before, *after}}
+            for after in kill_verb(verb, places, range(before["kills"], kills), seed, share):
+                found[verb] = {key: before[key] + after[key] for key in {*before, *after}}
+                save()
     if all(not _bad(one) for one in found.values()):
         shutil.rmtree(home)
     else:
         print(f"kept: {home}")
-    return found
 
 
 COUNTED = ("tracebacks", "hangs", "silent_differences", "messages_of_several_lines", "over_memory",
@@ -496,7 +508,7 @@ COUNTED = ("tracebacks", "hangs", "silent_differences", "messages_of_several_lin
 
 
 def _bad(figures: dict[str, Any]) -> int:
-    return sum(int(figures.get(key, 0)) for key in COUNTED) + ("failed" in figures)
+    return sum(int(figures.get(key, 0)) for key in COUNTED) + int(figures.get("failed", 0))
 
 
 def main() -> int:
@@ -527,7 +539,10 @@ def main() -> int:
         figures["inputs"] = attack_inputs(given.inputs, given.seed, share, given.workers)
     if given.kills:
         verbs = [verb.strip() for verb in given.verbs.split(",")]
-        attack_verbs(given.kills, given.seed, until, verbs, figures.setdefault("kills", {}))
+        attack_verbs(
+            given.kills, given.seed, until, verbs, figures.setdefault("kills", {}),
+            lambda: files.write_json(given.json, figures),
+        )  # fmt: skip
     files.write_json(given.json, figures)
     bad = sum(map(_bad, [figures.get("inputs", {}), *figures.get("kills", {}).values()]))
     print(f"{bad} findings, {given.json}")
