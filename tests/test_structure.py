@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,62 @@ def test_tests_mirror_the_rooms() -> None:
     tests = Path(__file__).parent
     folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
     assert folders <= {*ROOMS, "cli"}
+
+
+LONGEST = 60
+"""Lines of logic that a function has at most."""
+NO_LOGIC = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}  # fmt: skip
+
+
+def logic(source: str) -> dict[str, int]:
+    """Lines of each function: no signature, docstring, blank, comment or inner function."""
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_LOGIC:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    counts = {}
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = function.body[ast.get_docstring(function) is not None :]
+            lines = set(range(body[0].lineno, (body[-1].end_lineno or 0) + 1)) if body else set()
+            for inner in ast.walk(function):
+                if inner is not function and isinstance(inner, ast.FunctionDef | ast.ClassDef):
+                    above = [inner.lineno, *(node.lineno for node in inner.decorator_list)]
+                    lines -= set(range(min(above), (inner.end_lineno or 0) + 1))
+            counts[f"{function.name}, line {function.lineno}"] = len(lines & code)
+    return counts
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_function_has_more_than_sixty_lines_of_logic(path: Path) -> None:
+    counts = logic(path.read_text())
+    assert {name: lines for name, lines in counts.items() if lines > LONGEST} == {}
+
+
+def test_lines_of_logic_are_counted_without_words_and_inner_functions() -> None:
+    source = '''
+def outer(
+    a,
+):
+    """Words.
+
+    More words.
+    """
+    # why
+    b = a
+
+    @decorated
+    def inner():
+        return 1
+
+    return [
+        b,
+    ]
+'''
+    assert logic(source) == {"outer, line 2": 4, "inner, line 13": 1}
 
 
 def test_the_check_of_imports_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,15 +222,9 @@ def make_plan(
 
     config = models.load_config(model)
     family = models.family_of(model, config)
-    base, asked = family.base, request.recipe
+    base = family.base
     rope.factor(base.window, request.target)  # refuses a target that is not above the window
-    if not request.scaling_chosen:
-        asked = asked.replace({"rope.scaling": family.suited(asked.rope.scaling)})
-        if asked.rope.scaling != request.recipe.rope.scaling:
-            say(
-                f"RoPE scaling: {asked.rope.scaling}, which the base has or its family asks for, "
-                f"not the recipe's {request.recipe.rope.scaling} (--scaling sets another)"
-            )
+    asked = request.recipe if request.scaling_chosen else _suited(request.recipe, family, say)
     models.scaled_parameters(family, asked, request.target)  # refuses what has no form
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
@@ -243,18 +237,7 @@ def make_plan(
         )
     tokenizer = models.load_tokenizer(model)
     documents = request.documents or (4 if gpus else 1)
-    settings = {
-        "model": model,
-        **digests.of_model(model),
-        "target": request.target,
-        "text": [redact(spec) for spec in request.text],
-        "recipe": recipe.digested(),
-        "lengths": lengths,
-        "documents": documents,
-        "needles": request.needles,
-        "eval_dtype": request.eval_dtype,
-        **({"chat": True} if request.chat else {}),
-    }
+    settings = _claimed(request, model, recipe, lengths, documents)
     held.require(settings)
     _reserve(held)
     data = request.out / "data"
@@ -288,6 +271,35 @@ def make_plan(
         costs=costs,
         checks=checked["checks"],
     )
+
+
+def _suited(recipe: Recipe, family: Any, say: Say) -> Recipe:
+    """The recipe with the scaling that suits the base; another than the recipe's is said."""
+    found = recipe.replace({"rope.scaling": family.suited(recipe.rope.scaling)})
+    if found.rope.scaling != recipe.rope.scaling:
+        say(
+            f"RoPE scaling: {found.rope.scaling}, which the base has or its family asks for, "
+            f"not the recipe's {recipe.rope.scaling} (--scaling sets another)"
+        )
+    return found
+
+
+def _claimed(
+    request: Request, model: str, recipe: Recipe, lengths: list[int], documents: int
+) -> dict[str, Any]:
+    """What decides about every result of a run: a folder with others is another run's."""
+    return {
+        "model": model,
+        **digests.of_model(model),
+        "target": request.target,
+        "text": [redact(spec) for spec in request.text],
+        "recipe": recipe.digested(),
+        "lengths": lengths,
+        "documents": documents,
+        "needles": request.needles,
+        "eval_dtype": request.eval_dtype,
+        **({"chat": True} if request.chat else {}),
+    }
 
 
 def default_lengths(window: int, target: int) -> list[int]:

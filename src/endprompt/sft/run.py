@@ -123,62 +123,36 @@ def _tune(
     out = held.folder
     config, tokenizer = models.load_config(model), models.load_tokenizer(model)
     window = rope.window_of(config, tokenizer)
-    longest = min(settings.max_tokens or window, window)
-    if settings.max_tokens and settings.max_tokens > window:
-        raise RecipeError(f"max_tokens {settings.max_tokens:,} exceeds the window of {window:,}")
-    say("reading the conversations")
-    found = examples.read(data, tokenizer, max_tokens=longest, split=split)
-    kept = f"{len(found.rows):,} rows, {found.tokens:,} tokens, {found.learnt:,} of them learnt"
-    left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
-    say(f"{kept}{left_out}")
-    fingerprint = found.fingerprint()
-    chosen = files.sha256_of(settings.model_dump(mode="json"))
-    asked = {"settings": chosen, "model": model, **digests.of_model(model), "data": fingerprint}
+    found = _read(data, tokenizer, settings, window, split, say)
+    asked = {
+        "settings": files.sha256_of(settings.model_dump(mode="json")),
+        "model": model,
+        **digests.of_model(model),
+        "data": found.fingerprint(),
+    }
     held.require(asked)
-    before_this = finished(out)
-    if before_this is not None:
+    finished_before = finished(out)
+    if finished_before is not None:
         say(f"{out} holds this run, finished: nothing to do")
-        return before_this
+        return finished_before
 
-    before = _window_settings(config)
-    precision = models.check(model, config).precision
-    torch.manual_seed(settings.seed)
-    network = models.load(model, config, attention=settings.attention)
-    if settings.packing:
-        check_packing(network)
-    adapters.prepare(
-        network,
-        Training(
-            trainable=settings.trainable,
-            lora_rank=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-        ),
-    )
-    arguments = _arguments(settings, out, longest, report_to)
+    before, precision = _window_settings(config), models.check(model, config).precision
+    network = _network(model, config, settings)
+    arguments = _arguments(settings, out, _row_limit(settings, window), report_to)
     steps = settings.steps or math.ceil(len(found.rows) * settings.epochs / settings.rows_per_step)
     checkpoints.require_room(out, network, steps=steps, save_steps=settings.save_steps)
     held.claim(asked)
     checkpoint = checkpoints.last_whole(out / "checkpoints")
-    resumed = checkpoint.resumed_at if checkpoint else []
     if checkpoint:
-        say(f"resuming behind step {resumed[-1]}")
-    trainer = _Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=_dataset(found),
-        processing_class=tokenizer,
-        callbacks=[checkpoints.MarkComplete(resumed), _Report(progress)],
-    )
-    trainer.remove_callback(PrinterCallback)
+        say(f"resuming behind step {checkpoint.resumed_at[-1]}")
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+    trainer = _train(network, tokenizer, found, arguments, checkpoint, progress)
     done = Tuned(
         settings=settings.model_dump(mode="json"),
         window=window,
         rope_parameters=before["rope_parameters"],
         data=list(data),
-        data_sha256=fingerprint,
+        data_sha256=asked["data"],
         rows=len(found.rows),
         too_long=found.too_long,
         longest=found.longest,
@@ -187,24 +161,97 @@ def _tune(
         steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
         peak_memory_bytes=provenance.peak_memory_bytes(),
-        resumed_at=resumed,
+        resumed_at=checkpoint.resumed_at if checkpoint else [],
         computation=provenance.Computation.of(
             network, "bfloat16" if trainer.args.bf16 else "float32"
         ).model_dump(),
         saved_precision=precision,
-        curve=curve,
+        curve=[entry for entry in trainer.state.log_history if "loss" in entry],
     )
     if trainer.is_world_process_zero():
         whole = adapters.merge(trainer.accelerator.unwrap_model(network))
-        done.saved_precision = models.save(
-            whole, tokenizer, out / "model", window, dtype=done.saved_precision
-        )
-        after = _window_settings(models.load_config(str(out / "model")))
-        if after != before:
-            raise TrainingError(f"{out / 'model'} lost its window: {after} instead of {before}")
+        done.saved_precision = _save(whole, tokenizer, out, window, precision, before)
         record(done)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return done
+
+
+def _row_limit(settings: Tuning, window: int) -> int:
+    """Most tokens of a row. Raises RecipeError where more is asked than the window."""
+    if settings.max_tokens and settings.max_tokens > window:
+        raise RecipeError(f"max_tokens {settings.max_tokens:,} exceeds the window of {window:,}")
+    return min(settings.max_tokens or window, window)
+
+
+def _read(
+    data: Sequence[str],
+    tokenizer: Any,
+    settings: Tuning,
+    window: int,
+    split: str,
+    say: Callable[[str], None],
+) -> examples.Examples:
+    """Rows of the conversations; how many there are is said."""
+    longest = _row_limit(settings, window)
+    say("reading the conversations")
+    found = examples.read(data, tokenizer, max_tokens=longest, split=split)
+    kept = f"{len(found.rows):,} rows, {found.tokens:,} tokens, {found.learnt:,} of them learnt"
+    left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
+    say(f"{kept}{left_out}")
+    return found
+
+
+def _network(model: str, config: Any, settings: Tuning) -> Any:
+    """The model with a gradient on what is trained."""
+    torch.manual_seed(settings.seed)
+    network = models.load(model, config, attention=settings.attention)
+    if settings.packing:
+        check_packing(network)
+    weights = Training(
+        trainable=settings.trainable,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+    )
+    adapters.prepare(network, weights)
+    return network
+
+
+def _train(
+    network: Any,
+    tokenizer: Any,
+    found: examples.Examples,
+    arguments: SFTConfig,
+    checkpoint: checkpoints.Whole | None,
+    progress: Progress | None,
+) -> SFTTrainer:
+    """Train to the end, from a checkpoint where there is one; the trainer that did it."""
+    resumed = checkpoint.resumed_at if checkpoint else []
+    trainer = _Trainer(
+        model=network,
+        args=arguments,
+        train_dataset=_dataset(found),
+        processing_class=tokenizer,
+        callbacks=[checkpoints.MarkComplete(resumed), _Report(progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    return trainer
+
+
+def _save(
+    whole: Any, tokenizer: Any, out: Path, window: int, precision: str, before: dict[str, Any]
+) -> str:
+    """Write `model/` and give its precision.
+
+    before  window and RoPE of the model that it began with
+
+    Raises TrainingError where these have changed.
+    """
+    precision = models.save(whole, tokenizer, out / "model", window, dtype=precision)
+    after = _window_settings(models.load_config(str(out / "model")))
+    if after != before:
+        raise TrainingError(f"{out / 'model'} lost its window: {after} instead of {before}")
+    return precision
 
 
 class _Trainer(SFTTrainer):

@@ -92,8 +92,8 @@ def train(
     recipe       amounts resolved (`Recipe.resolve`)
     documents    tokenised documents
     fingerprint  of the documents; a run that was begun with others is refused
-    reads        folders that the documents and the recipe come from: `out` may not hold them
-    reads        folders of the documents: `out` may be none of them, and hold none
+    reads        folders that the documents and the recipe come from: `out` may be none of them,
+                 and hold none
     progress     called at every step with done, total, loss, prefix_loss, terminal_loss
     callbacks    more of Transformers' own, to watch the model as it learns
 
@@ -146,6 +146,76 @@ def _train(
     callbacks: Sequence[TrainerCallback],
 ) -> Trained:
     """Check everything, claim the folder, train and save."""
+    ready = _load(recipe, model, documents, target)
+    amounts, network = recipe.amounts, ready.network
+    checkpoints.require_room(out, network, steps=amounts.steps, save_steps=amounts.save_steps)
+    claim()
+    checkpoint = checkpoints.last_whole(out / "checkpoints")
+    resumed = checkpoint.resumed_at if checkpoint else []
+    operations = flops.read(ready.config)
+    with _tensorboard_in(out / "tensorboard"):
+        trainer = RowTrainer(
+            model=network,
+            args=_arguments(recipe, out, report_to, ready.batches),
+            train_dataset=ready.rows,
+            data_collator=collate,
+            callbacks=[checkpoints.MarkComplete(resumed), _Report(progress), *callbacks],
+            teacher=ready.teacher,
+            row_tokens=amounts.row_tokens,
+            row_flops=flops.row(recipe, operations, False).total,
+        )
+    trainer.remove_callback(PrinterCallback)
+    _run(trainer, str(checkpoint.folder) if checkpoint else None, recipe.training.dtype)
+    curve = [entry for entry in trainer.state.log_history if "prefix_loss" in entry]
+    done = Trained(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe.hash(),
+        target=target,
+        steps=amounts.steps,
+        tokens=amounts.tokens,
+        flops=amounts.rows * flops.row(recipe, operations).total,
+        seconds=sum(entry["seconds"] for entry in curve),
+        peak_memory_bytes=provenance.peak_memory_bytes(),
+        epochs=ready.rows.epochs,
+        resumed_at=resumed,
+        computation=provenance.Computation.of(network, recipe.training.dtype).model_dump(),
+        saved_precision=ready.precision,
+        curve=curve,
+        position_check=[check.as_dict() for check in ready.checks],
+    )
+    whole = _whole(trainer, ready, recipe, model)
+    if whole is not None:
+        done.saved_precision = models.save(
+            whole, ready.tokenizer, out / "model", target, dtype=done.saved_precision
+        )
+        files.write_json(out / RESULT, done.__dict__)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return done
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a training needs, checked and in memory.
+
+    config     of the scaled model
+    teacher    the base, None where no prefix token is distilled
+    precision  of the base's stored weights
+    checks     the position check on this model
+    batches    rows of one forward pass, and passes of a step
+    """
+
+    config: Any
+    tokenizer: Any
+    rows: RowSource
+    network: Any
+    teacher: Any
+    precision: str
+    checks: list[position_check.Check]
+    batches: tuple[int, int]
+
+
+def _load(recipe: Recipe, model: str, documents: Documents, target: int) -> _Loaded:
+    """Rows and model of a training; what is cheap to check is checked first."""
     config = models.scaled_config(model, recipe, target)
     tokenizer = models.load_tokenizer(model)
     base_config = models.load_config(model)
@@ -159,17 +229,28 @@ def _train(
         recipe.rows,
         CueWriter(tokenizer),
         target=target,
-        seed=recipe.training.seed,
+        seed=training.seed,
         count=amounts.rows,
     )
     for index in range(min(8, len(rows))):  # what cannot be made is said before the model loads
         rows.row(index)
     precision = models.check(model, base_config).precision
-    torch.manual_seed(recipe.training.seed)
+    torch.manual_seed(training.seed)
     network = models.load(model, config)
     wanted = models.scaled_parameters(family, recipe, target)
     checks = position_check.check_positions(network, family, target, wanted=wanted)
     position_check.require(checks)
+    batches = _make_trainable(network, recipe, config)
+    teacher = None
+    if training.prefix_loss == "base":
+        dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
+        teacher = models.load(model, base_config, dtype=dtype)
+    return _Loaded(config, tokenizer, rows, network, teacher, precision, checks, batches)
+
+
+def _make_trainable(network: Any, recipe: Recipe, config: Any) -> tuple[int, int]:
+    """Set what has a gradient, how it attends and what it keeps; give the batches of a step."""
+    amounts, training = recipe.amounts, recipe.training
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
@@ -181,74 +262,40 @@ def _train(
         whole=bool(training.gradient_checkpointing),
         tokens=batches[0] * amounts.row_tokens,
     )
-    teacher = None
-    if training.prefix_loss == "base":
-        dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
-        teacher = models.load(model, base_config, dtype=dtype)
-    checkpoints.require_room(out, network, steps=amounts.steps, save_steps=amounts.save_steps)
-    claim()
-    checkpoint = checkpoints.last_whole(out / "checkpoints")
-    resumed = checkpoint.resumed_at if checkpoint else []
-    with _tensorboard_in(out / "tensorboard"):
-        trainer = RowTrainer(
-            model=network,
-            args=_arguments(recipe, out, report_to, batches),
-            train_dataset=rows,
-            data_collator=collate,
-            callbacks=[checkpoints.MarkComplete(resumed), _Report(progress), *callbacks],
-            teacher=teacher,
-            row_tokens=amounts.row_tokens,
-            row_flops=flops.row(recipe, flops.read(config), False).total,
-        )
-    trainer.remove_callback(PrinterCallback)
+    return batches
+
+
+def _run(trainer: Trainer, checkpoint: str | None, dtype: str) -> None:
+    """Train to the end, from a checkpoint's folder where there is one."""
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except ValueError as error:
         if "DeepSpeed config values" not in str(error):
             raise
         raise TrainingError(
             "the DeepSpeed config and the recipe disagree: give mixed_precision of the config and "
-            f"training.dtype ({training.dtype}) the same precision ({' '.join(str(error).split())})"
+            f"training.dtype ({dtype}) the same precision ({' '.join(str(error).split())})"
         ) from error
-    curve = [entry for entry in trainer.state.log_history if "prefix_loss" in entry]
-    done = Trained(
-        recipe=recipe.model_dump(mode="json"),
-        recipe_hash=recipe.hash(),
-        target=target,
-        steps=amounts.steps,
-        tokens=amounts.tokens,
-        flops=amounts.rows * flops.row(recipe, flops.read(config)).total,
-        seconds=sum(entry["seconds"] for entry in curve),
-        peak_memory_bytes=provenance.peak_memory_bytes(),
-        epochs=rows.epochs,
-        resumed_at=resumed,
-        computation=provenance.Computation.of(network, training.dtype).model_dump(),
-        saved_precision=precision,
-        curve=curve,
-        position_check=[check.as_dict() for check in checks],
-    )
-    state = models.gathered(network, trainer.accelerator, trainer.model_wrapped)
-    if trainer.is_world_process_zero():
-        if state is None:
-            whole = trainer.accelerator.unwrap_model(network)
-        else:  # weights are spread over the ranks: put them together in a model of its own
-            unset_hf_deepspeed_config()  # else ZeRO would spread this one too
-            whole = models.load(model, config)
-            adapters.prepare(whole, training)
-            whole.load_state_dict(state)
-        whole = adapters.merge(whole)
-        done.saved_precision = models.save(
-            whole, tokenizer, out / "model", target, dtype=done.saved_precision
-        )
-        files.write_json(out / RESULT, done.__dict__)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return done
+
+
+def _whole(trainer: Trainer, ready: _Loaded, recipe: Recipe, model: str) -> Any:
+    """The trained model in one piece, LoRA merged, in the process that saves it; None elsewhere."""
+    state = models.gathered(ready.network, trainer.accelerator, trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return None
+    if state is None:
+        return adapters.merge(trainer.accelerator.unwrap_model(ready.network))
+    unset_hf_deepspeed_config()  # else ZeRO would spread the model that puts the ranks' together
+    whole = models.load(model, ready.config)
+    adapters.prepare(whole, recipe.training)
+    whole.load_state_dict(state)
+    return adapters.merge(whole)
 
 
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
-    teacher                the base, where prefix tokens are held to what it says
+    teacher                the base, where prefix tokens are distilled from it
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
 
