@@ -8,8 +8,9 @@ import pytest
 import endprompt as ep
 
 NAMES = {
-    "EndPromptError", "GuardCallback", "Recipe", "RowSource", "anchor", "collate", "extend",
-    "guard", "load_recipe", "positions", "rope", "theory", "write_rows",
+    "EndPromptError", "EvalConfig", "GuardCallback", "Recipe", "RowSource", "anchor",
+    "collate", "evaluate",
+    "extend", "guard", "load_recipe", "positions", "rope", "theory", "write_rows",
 }  # fmt: skip
 
 

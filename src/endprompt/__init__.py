@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "EndPromptError": "errors",
+    "EvalConfig": "eval.config",
     "GuardCallback": "trainers.guard",
     "Recipe": "recipe",
     "RowSource": "data.rows",
     "anchor": "positions",
     "collate": "data.rows",
+    "evaluate": "eval.run",
     "extend": "extension.run",
     "guard": "trainers.guard",
     "load_recipe": "recipe:load",

@@ -32,6 +32,27 @@ def lengths(text: str) -> list[int]:
     return sorted({tokens(part) for part in text.split(",") if part.strip()})
 
 
+def depths(text: str) -> list[float]:
+    """Depths in a text, rising: `4` for four evenly spread ones, `0,0.5,1` for those.
+
+    Raises RecipeError.
+
+    >>> depths("4"), depths("1,0")
+    ([0.125, 0.375, 0.625, 0.875], [0.0, 1.0])
+    """
+    try:
+        if "," not in text and "." not in text:
+            count = int(text)
+            found = [(n + 0.5) / count for n in range(count)]
+        else:
+            found = sorted(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = []
+    if not found or not all(0 <= depth <= 1 for depth in found):
+        raise RecipeError(f"{text!r}: write a number of depths, or depths from 0 to 1: 0,0.5,1")
+    return found
+
+
 def amount(text: str) -> int:
     """An amount of text in tokens: `200m`, `1b`, `1.5m`. Raises RecipeError.
 

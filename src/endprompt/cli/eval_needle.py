@@ -49,7 +49,7 @@ def needle(
     from endprompt.eval.texts import long_texts
     from endprompt.io import result_files
 
-    wanted, places = units.lengths(lengths), screen.depths(depths)
+    wanted, places = units.lengths(lengths), units.depths(depths)
     for path in (out, figure):
         result_files.require_replaceable(path, "eval needle", force=force)
     engine = screen.load(model, dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,11 +12,7 @@ from endprompt.cli import eval_screen as screen
 from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from endprompt.eval.engine import Coder, Engine
-    from endprompt.eval.results import Answerer, Cell, Summary
-    from endprompt.eval.suites import Suite
-
-SUITES = ("ruler", "needle", "passkey", "key-value", "longbench", "short")
+    from endprompt.eval.results import Cell, Summary
 
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
@@ -84,10 +81,15 @@ def compare(
 
 def run(
     ctx: typer.Context,
-    model: str = typer.Argument(
-        ..., help="Checkpoint folder, GGUF file or hub name; with --server, its name there."
+    model: str | None = typer.Argument(
+        None, help="Checkpoint folder, GGUF file or hub name; with --server, its name there."
     ),
-    tasks: str = typer.Option(..., "--tasks", help=f"One or more of {', '.join(SUITES)}."),
+    tasks: str | None = typer.Option(
+        None, "--tasks", help="One or more of ruler, needle, passkey, key-value, longbench, short."
+    ),
+    config: Path | None = typer.Option(
+        None, "--config", help="YAML file of these options; those given here go before it."
+    ),
     out: Path = typer.Option(..., "--out", help="Folder; a run in it is taken up again."),
     lengths: str = typer.Option("4k", "--lengths", help="Tokens, as 4k,8k,16k."),
     samples: int = typer.Option(
@@ -138,176 +140,42 @@ def run(
 
         endprompt eval run runs/demo/model --tasks ruler --lengths 4k,8k --out eval/mine
 
+        endprompt eval run --config evaluation.yaml --samples 10 --out eval/quick
+
         endprompt eval run my-model --server http://127.0.0.1:8000/v1 --tokenizer runs/demo/model
         --tasks ruler,longbench --out eval/served
     """
-    from endprompt import units
-    from endprompt.errors import EvaluationError, nearest
-    from endprompt.eval import results
-    from endprompt.eval.engine import Coder, Reader
-    from endprompt.eval.server import Server, ServerError
-    from endprompt.eval.texts import long_texts
-    from endprompt.io import claims
+    from endprompt.errors import EvaluationError
+    from endprompt.eval.config import load
 
-    wanted = screen.several(tasks)
-    for name in wanted:
-        if name not in SUITES:
-            raise EvaluationError(
-                f"no task {name!r}{nearest(name, SUITES)}: one of {', '.join(SUITES)}"
-            )
-    if not wanted or template not in ("base", "chat"):
-        raise EvaluationError("give --tasks, and --template base or chat")
-    sizes, places = units.lengths(lengths), screen.depths(depths)
-    reads = [model, tokenizer, text, essays, squad, hotpotqa, longbench, include]
-    held = ctx.with_resource(claims.output(out, "eval run", reads=reads))
-    client: Server | None = None
-    engine: Engine | None = None
-    coder: Coder
-    answerer: Answerer
-    if server is None:
-        engine = coder = screen.load(model, dtype)
-        answerer = Reader(engine)
-    else:
-        from endprompt.models.tokenizer import load_tokenizer
+    chosen = load(config, screen.given(ctx, "config", "out"))
+    if chosen.server is None:
+        screen.quiet()
+    from endprompt.eval.run import evaluate
 
-        coder = Coder(load_tokenizer(tokenizer or model))
-        answerer = client = Server(server, model, timeout=timeout, tries=tries)
-    asked = _asked(model, server, tokenizer)
-    failed = 0
-    for name in (name for name in wanted if name != "short"):
-        suite = _suite(
-            name,
-            coder,
-            sizes=sizes,
-            places=places,
-            samples=samples,
-            texts=texts,
-            seed=seed,
-            template=template,
-            ruler_tasks=ruler_tasks,
-            files={"essays": essays, "squad": squad, "hotpotqa": hotpotqa},
-            documents=lambda: long_texts(coder, text, tokens=sizes[-1], count=texts),
-            datasets=datasets,
-            longbench_folder=longbench,
-        )
-        held.claim({})
-        settings = {**asked, "suite": suite.name, **suite.settings}
-        with screen.bar(name, suite.total) as progress:
-            summary = results.answer_all(
-                out / name,
-                settings,
-                suite.questions(),
-                answerer,
-                suite.score,
-                computation=None if engine is None else engine.computation,
-                workers=1 if client is None else workers,
-                notes=suite.notes,
-                progress=progress,
-                survives=ServerError,
-            )
-        _show(name, summary, sizes)
-        failed += summary.failed
-    if "short" in wanted:
-        held.claim({})
-        _short(
-            ctx,
-            engine,
-            out / "short",
-            {**asked, "samples": samples, "seed": seed},
-            several=screen.several(short),
-            include=include,
-            run_code=run_code,
-            chat=template == "chat",
-            server=server,
-            tokenizer=tokenizer or model,
-        )
-    if client is not None and client.troubles:
+    def show(name: str, cells: Sequence[Cell], summary: Summary | None) -> None:
+        _table(cells)
+        if summary is not None:
+            _show(name, summary, chosen.lengths)
+
+    done = evaluate(chosen, out, bar=screen.bar, show=show)
+    if done.troubles:
         echo(
             "the server's troubles, retried ones included: "
-            + ", ".join(f"{kind} {count}" for kind, count in sorted(client.troubles.items()))
+            + ", ".join(f"{kind} {count}" for kind, count in sorted(done.troubles.items()))
         )
-    if failed:
+    if done.failed:
         raise EvaluationError(
-            f"{failed} samples got no answer and are not in the scores: "
+            f"{done.failed} samples got no answer and are not in the scores: "
             "give the same command again to ask for them"
         )
 
 
-def _asked(model: str, server: str | None, tokenizer: str | None) -> dict[str, str | None]:
-    """What decides about every answer: whose they are, by digests, not by a path alone."""
-    from endprompt.io import digests
-    from endprompt.io.secrets import redact
-    from endprompt.models import embedded
-
-    if server is None:
-        return {"model": model, **digests.of_model(embedded.resolve(model))}
-    sizing = digests.of_model(tokenizer or model)
-    return {
-        "model": model,
-        "server": redact(server),
-        "tokenizer_digest": sizing.get("tokenizer_digest"),
-    }
-
-
-def _suite(
-    name: str,
-    coder: Coder,
-    *,
-    sizes: list[int],
-    places: list[float],
-    samples: int,
-    texts: int,
-    seed: int,
-    template: str,
-    ruler_tasks: str,
-    files: dict[str, Path | None],
-    documents: Any,
-    datasets: str,
-    longbench_folder: Path | None,
-) -> Suite:
-    from endprompt.eval import longbench, ruler, suites
-
-    if name == "ruler":
-        return suites.ruler_suite(
-            coder,
-            tasks=list(ruler.TASKS) if ruler_tasks == "all" else screen.several(ruler_tasks),
-            lengths=sizes,
-            samples=samples,
-            seed=seed,
-            template=template,
-            files=files,
-        )
-    if name == "longbench":
-        groups = {
-            "english": list(longbench.ENGLISH),
-            "all": list(longbench.DATASETS),
-            "e": [f"{known}_e" for known in longbench.EXTENDED],
-        }
-        return suites.longbench_suite(
-            coder,
-            datasets=groups.get(datasets) or screen.several(datasets),
-            folder=longbench_folder,
-            max_length=sizes[-1],
-            samples=samples,
-            chat=template == "chat",
-        )
-    return suites.retrieval_suite(
-        name,
-        coder,
-        lengths=sizes,
-        depths=places,
-        samples=texts,
-        seed=seed,
-        documents=documents() if name == "needle" else (),
-    )
-
-
-def _show(name: str, summary: Summary, sizes: list[int]) -> None:
-    """A table of the cells, notes, and for LongBench both averages."""
+def _show(name: str, summary: Summary, sizes: Sequence[int]) -> None:
+    """Notes, and the averages of RULER and of LongBench."""
     from endprompt.cli import eval_longbench
     from endprompt.eval import longbench
 
-    _table(summary.cells)
     for note in summary.notes:
         echo(f"note: {note}")
     if summary.failed:
@@ -340,7 +208,7 @@ def _show(name: str, summary: Summary, sizes: list[int]) -> None:
                 )
 
 
-def _table(cells: list[Cell]) -> None:
+def _table(cells: Sequence[Cell]) -> None:
     from endprompt import stats
 
     screen.table(
@@ -358,54 +226,3 @@ def _table(cells: list[Cell]) -> None:
             for cell in cells
         ),
     )
-
-
-def _short(
-    ctx: typer.Context,
-    engine: Engine | None,
-    folder: Path,
-    settings: dict[str, Any],
-    *,
-    several: list[str],
-    include: Path | None,
-    run_code: bool,
-    chat: bool,
-    server: str | None,
-    tokenizer: str,
-) -> None:
-    """lm-eval's tasks, one file a task; a task that is there is not run again."""
-    from endprompt.eval import harness, results
-    from endprompt.io import claims
-    from endprompt.io.files import write_text
-
-    settings = {**settings, "suite": "short", "chat": chat}
-    if engine is not None:
-        settings |= engine.computation.deciding()
-    held = ctx.with_resource(claims.output(folder, "eval run"))
-    held.require(settings)
-    model: Any = harness.EngineLM(engine) if engine is not None else "local-completions"
-    arguments: dict[str, Any] = {}
-    if server is not None:
-        arguments["model_args"] = {
-            "base_url": f"{server.rstrip('/')}/completions",
-            "model": settings["model"],
-            "tokenizer": tokenizer,
-        }
-    for task in several:
-        path, table = folder / f"{task}.jsonl", folder / f"{task}.summary.jsonl"
-        if not (path.is_file() and table.is_file()):
-            samples, cells = harness.run_tasks(
-                model,
-                [task],
-                limit=settings["samples"],
-                include=include,
-                seed=settings["seed"],
-                chat=chat,
-                unsafe_code=run_code,
-                **arguments,
-            )
-            held.claim(settings)
-            write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
-            write_text(table, "".join(cell.model_dump_json() + "\n" for cell in cells))
-        lines = table.read_bytes().splitlines()
-        _table([results.Cell.model_validate_json(line) for line in lines])

@@ -18,10 +18,15 @@ DTYPE = (
 )
 
 
+def quiet() -> None:
+    """Keep libraries from writing between the lines of the command."""
+    from endprompt.io import quiet
+
+    quiet.quiet()
+
+
 def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     """The model of a command, with libraries kept quiet."""
-    from endprompt.io.quiet import quiet
-
     quiet()
     from endprompt.eval.engine import Engine
     from endprompt.models import embedded
@@ -31,21 +36,18 @@ def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     return engine
 
 
-def depths(text: str) -> list[float]:
-    """`10` means ten evenly spread depths; `0,0.5,1` means those. Raises BadParameter."""
-    try:
-        if "," not in text and "." not in text:
-            count = int(text)
-            if count > 0:
-                return [(n + 0.5) / count for n in range(count)]
-        return sorted(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: write a number of depths, or 0,0.5,1") from error
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
-def several(text: str) -> list[str]:
-    """Names with commas between."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+def given(ctx: typer.Context, *others: str) -> dict[str, Any]:
+    """Options and arguments that stand on the command line, by name, without these others."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if name not in others and _is_given(ctx, name)
+    }
 
 
 @contextmanager
