@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies docs clean
+.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies families docs clean
 
 setup: .venv/.setup-done
 
@@ -43,6 +43,10 @@ lab: setup
 # Mutated files into every reader, kills into every verb; about two hours of two free cores.
 attack: setup
 	$(BIN)/python benchmarks/attack.py
+
+# `extend` on a tiny model of every family in docs/models.md; a quarter of an hour.
+families: setup
+	$(BIN)/python -m pytest -m slow tests/extension/test_every_family.py
 
 # The paper's tables and figures on the laboratory's bases.
 studies: setup

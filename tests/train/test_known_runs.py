@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,11 @@ from endprompt import recipe as recipes
 from endprompt.errors import TrainingError
 from endprompt.models import checkpoint, families
 from endprompt.train.run import train
+from plain_reload import reload, require_past_the_window
 from tiny_checkpoint import save_tokenizer
 from tiny_families import EXTENDED, TINY_WINDOW, tiny_known
 
 TARGET = 2 * TINY_WINDOW
-CHILD = """
-import json, sys, torch
-from pathlib import Path
-from transformers import AutoModelForCausalLM
-found = {}
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    model = AutoModelForCausalLM.from_pretrained(folder / "run" / "model", dtype=torch.float32)
-    ids = torch.arange(int(sys.argv[2]))[None] % 200 + 3
-    with torch.no_grad():
-        logits = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3,
-                             min_new_tokens=3, do_sample=False, pad_token_id=0)
-    config = json.loads((folder / "run" / "model" / "config.json").read_text())
-    found[folder.name] = {
-        "logits": logits.tolist(), "new": out.shape[1] - ids.shape[1],
-        "first": int(out[0, ids.shape[1]]), "endprompt": "endprompt" in sys.modules,
-        "window": model.config.max_position_embeddings, "config": config,
-    }
-Path(sys.argv[3]).write_text(json.dumps(found))
-"""
 
 
 class Text:
@@ -59,7 +38,10 @@ class Text:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
-    """Of each family, the folder of a run of one step and the rope_parameters it should have."""
+    """Of each family, the folder of a run of one step and the rope_parameters it should have.
+
+    The recipe is the default of `extend`, on rows that a window of 512 can hold.
+    """
     made = {}
     root = tmp_path_factory.mktemp("runs")
     for name in EXTENDED:
@@ -70,8 +52,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]
         model.save_pretrained(folder / "base")
         save_tokenizer(folder / "base")
         family = families.read(config)
-        recipe = recipes.load("endprompt").replace(
+        recipe = recipes.load("recall-anchors").replace(
             {"rope.scaling": family.suited("yarn"), "rows.tokens": 192,
+             "rows.kinds.0.terminal.recall": {"verbatim": 1}, "rows.kinds.0.terminal.anchors": 1,
              "training.tokens_per_step": 192, "training.tokens": 192, "training.warmup_steps": 0,
              "training.learning_rate": 1e-2, "training.gradient_checkpointing": False}
         ).resolve(window=TINY_WINDOW, target=TARGET, gpu=False)  # fmt: skip
@@ -85,11 +68,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]
 def reloaded(runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What plain Transformers makes of them in a fresh process, past the old window."""
     out = tmp_path_factory.mktemp("reloaded") / "found.json"
-    root = next(iter(runs.values()))[0].parent
-    words = [sys.executable, "-c", CHILD, str(root), str(TINY_WINDOW + 64), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text())
+    folders = {name: folder / "run" / "model" for name, (folder, _) in runs.items()}
+    return reload(folders, TINY_WINDOW + 64, out)
 
 
 @pytest.mark.parametrize("name", EXTENDED)
@@ -97,10 +77,8 @@ def test_trained_family_is_loaded_by_plain_transformers_and_generates_past_its_o
     name: str, runs: dict[str, Any], reloaded: dict[str, Any]
 ) -> None:
     folder, wanted = runs[name]
-    found = reloaded[folder.name]
-    assert not found["endprompt"]
-    assert found["new"] == 3
-    assert found["window"] == TARGET
+    found = reloaded[name]
+    require_past_the_window(found, families.read(tiny_known(name)), wanted, TARGET)
     model = checkpoint.load(
         str(folder / "run" / "model"), checkpoint.load_config(str(folder / "run" / "model"))
     )
@@ -121,8 +99,8 @@ def test_config_is_written_for_readers_of_the_older_layout(
     name: str, runs: dict[str, Any], reloaded: dict[str, Any]
 ) -> None:
     """Theta, the scaling of the global layers and the share that is rotated, at the top level."""
-    folder, wanted = runs[name]
-    config = reloaded[folder.name]["config"]
+    wanted = runs[name][1]
+    config = reloaded[name]["config"]
     assert config["rope_theta"] == wanted["rope_theta"]
     if wanted["rope_type"] != "default":
         scaling = config["rope_scaling"]
