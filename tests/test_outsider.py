@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from endprompt import positions, rope
 from endprompt import recipe as recipes
-from endprompt import rope
 from endprompt.analysis import coverage
 from endprompt.errors import RecipeError
 from endprompt.models import checkpoint as models
@@ -55,6 +56,33 @@ def test_a_method_a_cue_and_a_scaling_rule_of_another_package(outsider: Path, ti
             ends += 1
             assert row.tokens_T[-8:].tolist() == row.tokens_T[:8].tolist()
     assert 0 < ends < 20, "half of the rows, by chance"
+
+
+def test_a_layout_is_one_entry_of_a_table(outsider: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"layout: 'halves' is none of contiguous, pose"):
+        recipes.load("short").replace({"rows.kinds.0.prefix.layout": "halves"})
+    monkeypatch.setattr(positions, "LAYOUTS", dict(positions.LAYOUTS))
+    runpy.run_path(str(outsider / "my_layout.py"))
+    recipe = recipes.load("short").replace({"rows.kinds.0.prefix.layout": "halves"})
+    recipe = recipe.resolve(window=128, target=TARGET, gpu=False)
+    (row,) = coverage.drawn_rows(recipe, 64, target=TARGET, count=1)
+    assert row.positions_T.tolist() == [*range(32), *range(TARGET - 32, TARGET)]
+
+
+def test_a_rule_is_one_entry_of_a_table(outsider: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rope, "RULES", dict(rope.RULES))
+    runpy.run_path(str(outsider / "my_rule.py"))
+    recipe = recipes.load("short").replace({"rope.scaling": "half"})
+    base = rope.Base(theta=10_000.0, rotary_size=64, window=128)
+    found = rope.parameters(base, recipe.rope.scaling, 4.0)
+    assert (found["rope_type"], found["factor"]) == ("linear", 2.0)
+
+
+def test_every_example_of_the_page_is_run() -> None:
+    named = re.findall(r"```\w+\n# (.*?)\n", PAGE.read_text())
+    tested = Path(__file__).read_text()
+    assert [name for name in named if Path(name).stem not in tested] == []
+    assert len(named) > 5
 
 
 def test_other_processes_find_them_as_well(outsider: Path, endprompt: Callable[..., Any]) -> None:

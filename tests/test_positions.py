@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import doctest
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,14 +42,13 @@ def stops_of(length: int, seed: int) -> Ints:
     return np.flatnonzero(rng(seed).random(length) < 0.2)
 
 
-SAMPLERS: dict[str, Callable[[int, int, Rng, int], Ints]] = {
-    "pose": lambda n, L, r, _: positions.pose(n, target=L, rng=r),
-    "pose in 5": lambda n, L, r, _: positions.pose(n, target=L, rng=r, chunks=min(5, n)),
-    "cream": lambda n, L, r, _: positions.cream(n, target=L, rng=r),
-    "longrecipe": lambda n, L, r, seed: positions.sentences(
-        n, stops=stops_of(n, seed), target=L, rng=r
-    ),
-}
+def lay_out(name: str, length: int, target: int, seed: int, chunks: int = 2) -> Ints:
+    return positions.LAYOUTS[name](
+        length, target=target, rng=rng(seed), chunks=chunks, stops=stops_of(length, seed)
+    )
+
+
+JUMPING = sorted(set(positions.LAYOUTS) - {"contiguous"})
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -96,20 +93,33 @@ def test_split_terminal_has_its_pieces_and_ends_at_the_target(
     assert jumps(p) <= pieces - 1
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@given(room=rooms(least=8), seed=seeds)
-def test_layouts_rise_inside_the_target_from_zero(name: str, room: tuple, seed: int) -> None:
+@pytest.mark.parametrize("name", positions.LAYOUTS)
+@given(room=rooms(least=8), chunks=st.integers(1, 5), seed=seeds)
+def test_layouts_rise_inside_the_target_from_zero(
+    name: str, room: tuple, chunks: int, seed: int
+) -> None:
     _, length, target = room
-    p = SAMPLERS[name](length, target, rng(seed), seed)
+    p = lay_out(name, length, target, seed, chunks)
     assert well_formed(p, length, 0, target)
     assert p[0] == 0
-    np.testing.assert_array_equal(p, SAMPLERS[name](length, target, rng(seed), seed))
+    np.testing.assert_array_equal(p, lay_out(name, length, target, seed, chunks))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", positions.PLACES)
+@given(room=rooms(least=8), pieces=st.integers(1, 4), seed=seeds)
+def test_places_rise_behind_the_prefix_and_below_the_target(
+    name: str, room: tuple, pieces: int, seed: int
+) -> None:
+    after, length, target = room
+    (p,) = positions.PLACES[name](
+        [length], after=after, target=target, rng=rng(seed), pieces=pieces
+    )
+    assert well_formed(p, length, after, target)
+
+
+@pytest.mark.parametrize("name", positions.LAYOUTS)
 def test_without_room_every_layout_is_contiguous(name: str) -> None:
-    p = SAMPLERS[name](40, 40, rng(0), 0)
-    np.testing.assert_array_equal(p, np.arange(40))
+    np.testing.assert_array_equal(lay_out(name, 40, 40, 0), np.arange(40))
 
 
 @given(st.integers(2, 60), st.integers(0, 500), st.integers(1, 6), seeds)
@@ -202,10 +212,10 @@ def test_too_little_room_is_refused_with_the_excess(place: str) -> None:
         getattr(positions, place)(20, after=8190, target=8192, **more[place])
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", JUMPING)
 def test_a_row_longer_than_the_target_is_refused(name: str) -> None:
     with pytest.raises(PositionError, match="exceed target 40 by 1"):
-        SAMPLERS[name](41, 40, rng(0), 0)
+        lay_out(name, 41, 40, 0)
 
 
 def test_more_pieces_than_tokens_are_refused() -> None:

@@ -13,6 +13,7 @@ positions of a row are strictly increasing and below L.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,12 @@ def stratified(
         placed.append(contiguous(length, start=after + before + skip))
         before += length
     return placed
+
+
+def one_after_another(lengths: list[int], *, after: int) -> list[Ints]:
+    """Several terminals right behind the prefix, without a jump: the control."""
+    starts = after + np.cumsum([0, *lengths[:-1]])
+    return [contiguous(n, start=int(start)) for n, start in zip(lengths, starts, strict=True)]
 
 
 def split(length: int, *, after: int, target: int, pieces: int, rng: np.random.Generator) -> Ints:
@@ -158,6 +165,40 @@ def sentences(
     positions = contiguous(length) + _by_chunk(starts, skips, length)
     positions[:intact] = contiguous(intact)
     return positions
+
+
+LAYOUTS: dict[str, Callable[..., Ints]] = {
+    "contiguous": lambda length, **_: contiguous(length),
+    "pose": lambda length, *, target, rng, chunks, **_: pose(
+        length, target=target, rng=rng, chunks=chunks
+    ),
+    "cream": lambda length, *, target, rng, **_: cream(length, target=target, rng=rng),
+    "longrecipe": lambda length, *, target, rng, stops, **_: sentences(
+        length, stops=stops, target=target, rng=rng
+    ),
+}
+"""What `rows.kinds.prefix.layout` may name: positions int[length] below the target.
+
+Each is called with the length, and by name with target, rng, chunks, and stops for `longrecipe`.
+"""
+
+PLACES: dict[str, Callable[..., list[Ints]]] = {
+    "end": lambda lengths, *, after, target, **_: [at_end(*lengths, after=after, target=target)],
+    "random": lambda lengths, *, after, target, rng, **_: [
+        anywhere(*lengths, after=after, target=target, rng=rng)
+    ],
+    "stratified": lambda lengths, *, after, target, rng, **_: stratified(
+        lengths, after=after, target=target, rng=rng
+    ),
+    "split": lambda lengths, *, after, target, rng, pieces, **_: [
+        split(*lengths, after=after, target=target, pieces=min(pieces, *lengths), rng=rng)
+    ],
+    "contiguous": lambda lengths, *, after, **_: one_after_another(lengths, after=after),
+}
+"""What `rows.kinds.terminal.place` may name: positions of each terminal in [after, target).
+
+Each is called with the terminals' lengths, and by name with after, target, rng and pieces.
+"""
 
 
 def _by_chunk(cuts: Ints, skips: Ints, length: int) -> Ints:

@@ -10,13 +10,14 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import plugins, rope, yaml_text
+from endprompt import plugins, positions, rope, yaml_text
 from endprompt.errors import RecipeError, nearest
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -27,16 +28,29 @@ Count = Annotated[int, Field(gt=0)]
 Span = tuple[Count, Count]
 
 
-SCALINGS = ("none", *rope.RULES)
 CUES = ("ep1", "ep2", "ep3", "text", "pool", "recall", "continuation")
 
 
 def _scaling(name: str) -> str:
-    return plugins.known("endprompt.scaling", name, SCALINGS)
+    return plugins.known("endprompt.scaling", name, ("none", *rope.RULES))
 
 
 def _cue(name: str) -> str:
     return plugins.known("endprompt.cue", name, CUES)
+
+
+def _layout(name: str) -> str:
+    return _listed(name, positions.LAYOUTS)
+
+
+def _place(name: str) -> str:
+    return _listed(name, positions.PLACES)
+
+
+def _listed(name: str, table: Mapping[str, Any]) -> str:
+    if name not in table:
+        raise ValueError(f"{name!r}{nearest(name, table)} is none of {', '.join(table)}")
+    return name
 
 
 class Settings(BaseModel):
@@ -100,7 +114,7 @@ class Rope(Settings):
 class Prefix(Settings):
     """Where the text of a row stands."""
 
-    layout: Literal["contiguous", "pose", "cream", "longrecipe"] = "contiguous"
+    layout: Annotated[str, AfterValidator(_layout)] = "contiguous"
     chunks: Count = 2
     """Number of chunks of `pose`."""
     weight: Weight = 1.0
@@ -144,7 +158,7 @@ class Terminal(Settings):
     recall: Recall = Recall()
     tokens: Count = 20
     """Length S of a `continuation`; other cues are as long as their words."""
-    place: Literal["end", "random", "stratified", "split", "contiguous"] = "end"
+    place: Annotated[str, AfterValidator(_place)] = "end"
     anchors: Count = 1
     """Number of terminals in a row, each with a cue of its own."""
     pieces: Count = 2

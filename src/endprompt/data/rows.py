@@ -144,8 +144,15 @@ def assemble(
     """
     lengths = [len(segment.tokens) for segment in terminals]
     room = target - sum(lengths)
-    first = lay_out(prefix, len(prefix_P), target=room, rng=rng, stops=stops)
-    rest = place(terminal, lengths, after=int(first[-1]) + 1, target=target, rng=rng)
+    first = positions.LAYOUTS[prefix.layout](
+        len(prefix_P), target=room, rng=rng, chunks=prefix.chunks, stops=stops
+    )
+    rest: list[Ints] = []
+    if terminal is not None:
+        after, pieces = int(first[-1]) + 1, terminal.pieces
+        rest = positions.PLACES[terminal.place](
+            lengths, after=after, target=target, rng=rng, pieces=pieces
+        )
     return Row(
         np.concatenate([prefix_P, *(segment.tokens for segment in terminals)]),
         np.concatenate([first, *rest]),
@@ -157,50 +164,6 @@ def assemble(
         ),
         np.repeat(np.array([PREFIX, TERMINAL], np.uint8), [len(prefix_P), sum(lengths)]),
     )
-
-
-def lay_out(
-    prefix: Prefix,
-    length: int,
-    *,
-    target: int,
-    rng: np.random.Generator,
-    stops: Ints | None = None,
-) -> Ints:
-    """Positions int[length] of a prefix below `target`."""
-    if prefix.layout == "pose":
-        return positions.pose(length, target=target, rng=rng, chunks=prefix.chunks)
-    if prefix.layout == "cream":
-        return positions.cream(length, target=target, rng=rng)
-    if prefix.layout == "longrecipe":
-        assert stops is not None, "sentences are found before they are placed"
-        return positions.sentences(length, stops=stops, target=target, rng=rng)
-    return positions.contiguous(length)
-
-
-def place(
-    terminal: Terminal | None,
-    lengths: list[int],
-    *,
-    after: int,
-    target: int,
-    rng: np.random.Generator,
-) -> list[Ints]:
-    """Positions of each terminal, from `after` on and below `target`."""
-    if terminal is None:
-        return []
-    if terminal.place == "stratified":
-        return positions.stratified(lengths, after=after, target=target, rng=rng)
-    if terminal.place == "contiguous":
-        starts = after + np.cumsum([0, *lengths[:-1]])
-        return [positions.contiguous(n, start=int(s)) for n, s in zip(lengths, starts, strict=True)]
-    (length,) = lengths
-    if terminal.place == "split":
-        pieces = min(terminal.pieces, length)
-        return [positions.split(length, after=after, target=target, pieces=pieces, rng=rng)]
-    if terminal.place == "random":
-        return [positions.anywhere(length, after=after, target=target, rng=rng)]
-    return [positions.at_end(length, after=after, target=target)]
 
 
 def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
