@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,25 @@ def test_verbs_in_the_guides_are_there() -> None:
         for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
             said = set(re.findall(r"^endprompt ([a-z]+)", block, re.MULTILINE))
             assert said <= known, page.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_tables_of_the_demo_are_those_of_its_record(page: str) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "demo_table.py"))
+    run = json.loads(script["RECORD"].read_text())
+    text = (ROOT / page).read_text()
+    assert text.count("<!-- demo: ") == 1
+    assert script["filled"](text, run) == text
+    run["arms"][2]["evaluation"]["loss"][str(run["target"])]["mean"] += 0.01
+    assert script["filled"](text, run) != text
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("![") == 1
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    results = [table for table in tables if "loss" in table]
+    assert [table.count("\n") - 2 for table in results] == [5]
 
 
 def test_versions_agree() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -111,6 +112,31 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_every_module_is_in_a_room() -> None:
     known = {*ROOMS, *ROOT_MODULES, "cli", "__main__", "__init__"}
     assert {name.split(".")[0] or "__init__" for name in modules()} <= known
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+README = PAGE.parents[1] / "README.md"
+
+
+def tree(page: str) -> dict[str, str]:
+    """Names and what they hold, of the tree that follows `<!-- tree -->` on a page."""
+    lines = page.partition("<!-- tree -->\n```\n")[2].partition("```")[0].splitlines()
+    assert lines[0] == "src/endprompt/"
+    return dict(line.strip().split(maxsplit=1) for line in lines[1:])
+
+
+@pytest.mark.parametrize("page", [PAGE, README], ids=lambda path: path.name)
+def test_the_tree_of_a_page_is_the_real_one(page: Path) -> None:
+    shown = tree(page.read_text())
+    folders = {f"{path.name}/" for path in SOURCE.iterdir() if path.is_dir()} - {"__pycache__/"}
+    files = {path.name for path in SOURCE.glob("*.py") if not path.name.startswith("__")}
+    assert set(shown) == folders | files
+    assert shown == tree(PAGE.read_text())
+
+
+def test_the_page_says_what_each_room_may_import() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| (.*)\|$", PAGE.read_text(), re.MULTILINE)
+    assert {room: " ".join(re.findall(r"\w+", said)) for room, said in rows} == ROOMS
 
 
 def test_tests_mirror_the_rooms() -> None:
