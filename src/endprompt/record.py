@@ -224,7 +224,8 @@ class RowFiles(Record):
     base, base_digests  the checkpoint's name and the digests of its files
     tokenizer           digest of the tokenizer
     rope_parameters     of the scaled base, as Transformers writes them
-    files               SHA-256 of every file
+    files               SHA-256 of every file that the rows are in
+    configurations      SHA-256 of every trainer's configuration, as it was written
     """
 
     remedy: ClassVar[str] = "write the rows again"
@@ -239,3 +240,4 @@ class RowFiles(Record):
     rows: Count
     loss_weights: bool
     files: dict[str, str]
+    configurations: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ class Killed(Exception):
     pass
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,16 +100,51 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(
 
     with pytest.raises(Killed):
         write(given, tmp_path / "parts", progress=kill)
-    first = next((tmp_path / "parts").glob("train-00000*"))
-    before = first.stat().st_mtime_ns
     write(given, tmp_path / "parts")
     write(given, tmp_path / "whole")
-    assert first.stat().st_mtime_ns == before
-    contents = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("parts", "whole")
-    ]
-    assert contents[0] == contents[1]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", row_files.FORMATS)
+def test_a_part_of_a_killed_command_that_changed_is_written_again(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(row_files, "TOKENS_OF_A_PART", 6 * ROW_TOKENS)
+
+    def kill(done: int, _: int) -> None:
+        if done == 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(given, tmp_path / "parts", progress=kill, form=form)
+    part = next((tmp_path / "parts").glob("train-00001*"))
+    part.write_bytes(part.read_bytes()[:-9])
+    write(given, tmp_path / "parts", form=form)
+    assert f"{part.name} was not as it had been written" in caplog.text
+    assert "train-00000" not in caplog.text
+    write(given, tmp_path / "whole", form=form)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_no_base_is_scaled_for_rows_whose_folder_is_refused(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        write(given, tmp_path / "rows", scaled_base=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+    write(given, tmp_path / "others")
+    with pytest.raises(OutputError, match="another rows"):
+        write(given, tmp_path / "others", count=3, scaled_base=tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_base_that_is_refused_leaves_no_folder_of_rows(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        write(given, tmp_path / "rows", scaled_base=tmp_path / "mine")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_rows_that_changed_and_other_settings_are_refused(given: Given, tmp_path: Path) -> None:
@@ -155,6 +195,25 @@ def test_a_configuration_is_written_for_each_trainer(
         compile(text, name, "exec")
     else:
         assert yaml.safe_load(text)
+
+
+def test_the_manifest_names_each_configuration_and_an_edited_one_is_kept(
+    given: Given, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(given, tmp_path / "rows", trainer="trl")
+    done = write(given, tmp_path / "rows", trainer="axolotl", scaled_base=tmp_path / "base")
+    assert done.configurations == {
+        name: hashlib.sha256((tmp_path / "rows" / name).read_bytes()).hexdigest()
+        for name in ("train_trl.py", "axolotl.yaml")
+    }
+    edited = tmp_path / "rows" / "axolotl.yaml"
+    edited.write_text("micro_batch_size: 8\n")
+    write(given, tmp_path / "rows", trainer="axolotl")
+    assert edited.read_text() == "micro_batch_size: 8\n"
+    assert f"{edited} was changed after it was written" in caplog.text
+    # one that nobody edited follows its options
+    write(given, tmp_path / "rows", trainer="trl", scaled_base=tmp_path / "base")
+    assert str(tmp_path / "base") in (tmp_path / "rows" / "train_trl.py").read_text()
 
 
 def test_an_unknown_trainer_is_refused_before_anything_is_written(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from endprompt.errors import DataError
 from endprompt.io import claims, files, records
 from endprompt.record import RowFiles
 
+log = logging.getLogger(__name__)
 Format = Literal["arrow", "parquet", "jsonl"]
 FORMATS: tuple[Format, ...] = ("arrow", "parquet", "jsonl")
 MANIFEST, HASHES = "rows.json", "rows.npy"
@@ -74,38 +76,38 @@ def write(
     card: str,
     form: Format = "arrow",
     reads: tuple[str | Path, ...] = (),
+    claimed: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RowFiles:
-    """Write all rows of a source; a killed run resumes behind its last whole part.
+    """Write all rows of a source; a killed run resumes with the parts that it had not written.
 
     facts     what decides about the rows: recipe, base, tokenizer, scaling, target, text
     card      text of the README.md
+    claimed   called when the folder is known to be this call's, before any row is written
     progress  called with rows written and rows in all
 
-    Rows that are there already are verified and left as they are. Raises OutputError for a folder
-    of other rows, DataError for rows of unequal length and for parts that have changed.
+    Rows that are there already are verified and left as they are; a part of a killed run is
+    compared with its rows, and written again where its bytes differ. Raises OutputError for a
+    folder of other rows, DataError for rows of unequal length and for whole rows that have changed.
     """
     settings = {**facts, "format": form, "rows": len(source)}
     with claims.output(out, "rows", reads=reads) as held, files.writing_errors(out):
-        held.require(settings)
+        held.claim(settings)
+        claimed()
         if (out / MANIFEST).is_file():
             return verify(out)
-        held.claim(settings)
         keep_weights = weighted(source)
         found, hashes = {}, []
         for name, start, stop in _parts(source, facts["row_tokens"], form):
             rows = [example(source, index) for index in range(start, stop)]
             _require_equal(rows, facts["row_tokens"], start)
             hashes += [[hash_of(row["input_ids"]), hash_of(row["position_ids"])] for row in rows]
-            if not (out / name).is_file():
-                if not keep_weights:
-                    rows = [
-                        {key: value for key, value in row.items() if key != "loss_weights"}
-                        for row in rows
-                    ]
-                with files.writing(out / name) as partial:
-                    _write_part(rows, partial, form)
-            found[name] = files.sha256_file(out / name)
+            if not keep_weights:
+                rows = [
+                    {key: value for key, value in row.items() if key != "loss_weights"}
+                    for row in rows
+                ]
+            found[name] = _put_part(rows, out / name, form)
             if progress:
                 progress(stop, len(source))
         with files.writing(out / HASHES) as partial, partial.open("wb") as file:
@@ -119,6 +121,27 @@ def write(
             {"schema_version": 1, **settings, "loss_weights": keep_weights, "files": found},
         )
         return records.read(out / MANIFEST, RowFiles)
+
+
+def add_configuration(folder: Path, name: str, text: str) -> RowFiles:
+    """Write a trainer's configuration beside the rows, and its digest into their manifest.
+
+    It is there to be edited: one that was changed since it was written is kept, with a warning.
+    Raises OutputError for a folder that is not of `endprompt rows` or that another process holds.
+    """
+    path, digest = folder / name, hashlib.sha256(text.encode()).hexdigest()
+    with claims.output(folder, "rows"), files.writing_errors(folder):
+        record = records.read(folder / MANIFEST, RowFiles)
+        written = (digest, record.configurations.get(name))
+        if path.is_file() and files.sha256_file(path) not in written:
+            log.warning(
+                "%s was changed after it was written and is kept: remove it to get it anew", path
+            )
+            return record
+        files.write_text(path, text)
+        held = {**record.plain(), "configurations": {**record.configurations, name: digest}}
+        files.write_json(folder / MANIFEST, held)
+        return records.read(folder / MANIFEST, RowFiles)
 
 
 def verify(folder: Path) -> RowFiles:
@@ -146,6 +169,17 @@ def _require_equal(rows: list[dict[str, np.ndarray]], row_tokens: int, start: in
                 f"row {index} has {len(row['input_ids'])} tokens and the others {row_tokens}: "
                 "give another rows.tokens"
             )
+
+
+def _put_part(rows: list[dict[str, np.ndarray]], path: Path, form: Format) -> str:
+    """Write a part and return its digest; warn where other bytes were there."""
+    before = files.sha256_file(path) if path.is_file() else None
+    with files.writing(path) as partial:
+        _write_part(rows, partial, form)
+        digest = files.sha256_file(partial)
+    if before not in (None, digest):
+        log.warning("%s was not as it had been written: it was written again", path)
+    return digest
 
 
 def _write_part(rows: list[dict[str, np.ndarray]], path: Path, form: Format) -> None:

@@ -14,7 +14,7 @@ from endprompt.data import holdout, row_files
 from endprompt.data.encoder import Encoder
 from endprompt.data.rows import RowSource
 from endprompt.errors import OutputError, RecipeError
-from endprompt.io import claims, digests, files
+from endprompt.io import claims, digests
 from endprompt.models import checkpoint as models
 from endprompt.recipe import Recipe
 from endprompt.record import RowFiles
@@ -93,15 +93,18 @@ def write_rows(
         "text": fingerprint,
     }
     _warn(chosen, source)
-    if scaled_base is not None:
-        _link_base(model, config, tokenizer, scaled_base, target, reads=[data, out])
+
+    def link_base() -> None:
+        if scaled_base is not None:
+            _link_base(model, config, tokenizer, scaled_base, target, reads=[data, out])
+
     done = row_files.write(
         source, out, facts=facts, card=_card(facts, number, form), form=form,
-        reads=(model, str(data)), progress=progress,
+        reads=(model, str(data)), claimed=link_base, progress=progress,
     )  # fmt: skip
     if trainer is not None:
         name, text = settings.made_for(trainer, rows=out, base=scaled_base, record=done, form=form)
-        files.write_text(out / name, text)
+        done = row_files.add_configuration(out, name, text)
     return done
 
 
