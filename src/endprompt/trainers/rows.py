@@ -103,8 +103,9 @@ def write_rows(
         reads=(model, str(data)), claimed=link_base, progress=progress,
     )  # fmt: skip
     if trainer is not None:
-        name, text = settings.made_for(trainer, rows=out, base=scaled_base, record=done, form=form)
-        done = row_files.add_configuration(out, name, text)
+        texts = settings.made_for(trainer, rows=out, base=scaled_base, record=done, form=form)
+        for name, text in texts.items():
+            done = row_files.add_configuration(out, name, text)
     return done
 
 

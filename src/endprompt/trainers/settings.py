@@ -19,17 +19,17 @@ def require_known(trainer: str) -> None:
 
 def made_for(
     trainer: str, *, rows: Path, base: Path | None, record: RowFiles, form: str
-) -> tuple[str, str]:
-    """File name and text of a trainer's configuration.
+) -> dict[str, str]:
+    """Texts of a trainer's configuration by file name, for the folder of the rows.
 
     base  the scaled base; None: the user scales the base as the text says
     """
     model = str(base) if base else record.base
-    name, write = TRAINERS[trainer]
-    text = write(model, str(rows), record, form)
-    return name, text if base else f"{UNSCALED}\n{text}"
+    texts = TRAINERS[trainer](model, str(rows), record, form)
+    return {name: text if base else f"{UNSCALED}\n{text}" for name, text in texts.items()}
 
 
+Texts = dict[str, str]
 UNSCALED = "# the model named here is not scaled: give --scaled-base, and name that folder"
 
 
@@ -40,8 +40,8 @@ def _load(rows: str, form: str) -> str:
     return f'datasets.load_dataset("{kind}", data_files="{rows}/train-*.{form}", split="train")'
 
 
-def _trl(model: str, rows: str, record: RowFiles, form: str) -> str:
-    return f'''import datasets
+def _trl(model: str, rows: str, record: RowFiles, form: str) -> Texts:
+    text = f'''import datasets
 from transformers import default_data_collator
 from trl import SFTConfig, SFTTrainer
 
@@ -63,11 +63,14 @@ trainer = SFTTrainer(
 )
 trainer.train()
 '''
+    return {"train_trl.py": text}
 
 
-def _axolotl(model: str, rows: str, record: RowFiles, form: str) -> str:
+def _axolotl(model: str, rows: str, record: RowFiles, form: str) -> Texts:
     kind = {"jsonl": "json"}.get(form, form)
-    return f"""base_model: {model}
+    text = f"""base_model: {model}
+plugins:
+  - endprompt.trainers.axolotl.GuardPlugin   # reads target and rows from datasets below
 datasets:
   - path: {rows}
     ds_type: {kind}
@@ -83,14 +86,16 @@ overrides_of_model_config:
 micro_batch_size: 1
 output_dir: out
 """
+    return {"axolotl.yaml": text}
 
 
-def _llamafactory(model: str, rows: str, record: RowFiles, form: str) -> str:  # noqa: ARG001
-    return f"""model_name_or_path: {model}
+def _llamafactory(model: str, rows: str, record: RowFiles, form: str) -> Texts:  # noqa: ARG001
+    text = f"""model_name_or_path: {model}
 stage: sft
 do_train: true
 finetuning_type: full
 template: empty
+dataset: rows               # asked for, and not read
 tokenized_path: {rows}      # rows in --format arrow
 cutoff_len: {record.row_tokens}
 packing: false
@@ -98,23 +103,47 @@ neat_packing: false         # its mask hides the prefix from the terminal
 flash_attn: sdpa
 output_dir: out
 """
+    script = f'''# llamafactory-cli takes no callback: this does, and reads llamafactory.yaml
+import yaml
+from llamafactory.train.tuner import run_exp
+
+from endprompt import GuardCallback
+
+with open("{rows}/llamafactory.yaml") as file:
+    settings = yaml.safe_load(file)
+run_exp(settings, callbacks=[GuardCallback(target={record.target}, rows="{rows}")])
+'''
+    return {"llamafactory.yaml": text, "train_llamafactory.py": script}
 
 
-def _swift(model: str, rows: str, record: RowFiles, form: str) -> str:  # noqa: ARG001
-    return f"""model: {model}
-cached_dataset: {rows}
+def _swift(model: str, rows: str, record: RowFiles, form: str) -> Texts:  # noqa: ARG001
+    text = f"""model: {model}
+external_plugins: {rows}/guard_swift.py
+callbacks: endprompt
+cached_dataset: {rows}      # rows in --format arrow
+truncation_strategy: split  # any other tokenises the rows again, and fails
 max_length: {record.row_tokens}
 max_model_len: {record.target}
+tuner_type: full
 packing: false
 padding_free: false
 sequence_parallel_size: 1   # above 1, positions are overwritten
 attn_impl: sdpa
 output_dir: out
 """
+    plugin = f'''from swift.callbacks import callbacks_map
+
+from endprompt import GuardCallback
+
+callbacks_map["endprompt"] = lambda args, trainer: GuardCallback(
+    target={record.target}, rows="{rows}"
+)
+'''
+    return {"swift.yaml": text, "guard_swift.py": plugin}
 
 
-def _unsloth(model: str, rows: str, record: RowFiles, form: str) -> str:
-    return f'''from unsloth import FastLanguageModel  # first, as Unsloth asks for
+def _unsloth(model: str, rows: str, record: RowFiles, form: str) -> Texts:
+    text = f'''from unsloth import FastLanguageModel  # first, as Unsloth asks for
 
 import datasets
 from transformers import Trainer, TrainingArguments, default_data_collator
@@ -133,10 +162,11 @@ Trainer(
     callbacks=[GuardCallback(target={record.target}, rows="{rows}")],
 ).train()
 '''
+    return {"train_unsloth.py": text}
 
 
-def _torchtitan(model: str, rows: str, record: RowFiles, form: str) -> str:
-    return f'''# For the loop of a trainer that is PyTorch alone.
+def _torchtitan(model: str, rows: str, record: RowFiles, form: str) -> Texts:
+    text = f'''# For the loop of a trainer that is PyTorch alone.
 import datasets
 import torch
 
@@ -148,13 +178,14 @@ loader = torch.utils.data.DataLoader(rows, batch_size=1)
 # before the first step:
 # endprompt.guard(model, next(iter(loader)), target={record.target}, rows="{rows}")
 '''
+    return {"train_torchtitan.py": text}
 
 
-TRAINERS: dict[str, tuple[str, Callable[[str, str, RowFiles, str], str]]] = {
-    "trl": ("train_trl.py", _trl),
-    "axolotl": ("axolotl.yaml", _axolotl),
-    "llamafactory": ("llamafactory.yaml", _llamafactory),
-    "ms-swift": ("swift.yaml", _swift),
-    "unsloth": ("train_unsloth.py", _unsloth),
-    "torchtitan": ("train_torchtitan.py", _torchtitan),
+TRAINERS: dict[str, Callable[[str, str, RowFiles, str], Texts]] = {
+    "trl": _trl,
+    "axolotl": _axolotl,
+    "llamafactory": _llamafactory,
+    "ms-swift": _swift,
+    "unsloth": _unsloth,
+    "torchtitan": _torchtitan,
 }
