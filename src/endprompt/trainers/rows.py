@@ -74,6 +74,8 @@ def write_rows(
         )
     tokenizer = models.load_tokenizer(model)
     config = models.scaled_config(model, chosen, target)
+    if trainer is not None:
+        settings.require_scaling(trainer, rope.of_global_layers(config)["rope_type"])
     documents, fingerprint = holdout.training_documents(data, tokenizer)
     source = RowSource(
         documents, chosen.rows, CueWriter(tokenizer),

@@ -17,6 +17,14 @@ def require_known(trainer: str) -> None:
         raise RecipeError(f"no trainer {trainer!r}{nearest(trainer, TRAINERS)}: {known}")
 
 
+def require_scaling(trainer: str, rope_type: str) -> None:
+    """Raise RecipeError for a scaling of RoPE that a trainer's own models do not have."""
+    if trainer == "torchtitan" and rope_type not in ("default", "llama3"):
+        raise RecipeError(
+            f"torchtitan has no RoPE of type {rope_type!r}: give --set rope.scaling=llama3, or ntk"
+        )
+
+
 def made_for(
     trainer: str, *, rows: Path, base: Path | None, record: RowFiles, form: str
 ) -> dict[str, str]:
@@ -121,9 +129,9 @@ def _swift(model: str, rows: str, record: RowFiles, form: str) -> Texts:  # noqa
 external_plugins: {rows}/guard_swift.py
 callbacks: endprompt
 cached_dataset: {rows}      # rows in --format arrow
-truncation_strategy: split  # any other tokenises the rows again, and fails
+truncation_strategy: split  # with lazy_tokenize: the rows are taken as they are
+lazy_tokenize: true
 max_length: {record.row_tokens}
-max_model_len: {record.target}
 tuner_type: full
 packing: false
 padding_free: false
@@ -166,19 +174,77 @@ Trainer(
 
 
 def _torchtitan(model: str, rows: str, record: RowFiles, form: str) -> Texts:
-    text = f'''# For the loop of a trainer that is PyTorch alone.
+    written = record.rope_parameters
+    rope = f'theta={written["rope_theta"]!r}, scaling="none"'
+    if written["rope_type"] == "llama3":
+        rope = f"""theta={written["rope_theta"]!r},
+        scaling="llama",
+        scaling_factor={written["factor"]!r},
+        low_freq_factor={written["low_freq_factor"]!r},
+        high_freq_factor={written["high_freq_factor"]!r},
+        original_max_position_embeddings={written["original_max_position_embeddings"]!r}"""
+    text = f"""# For a config_registry of yours: the rows as a data loader, and the RoPE of {model}.
+from dataclasses import dataclass
+
 import datasets
 import torch
+from torchtitan.components.dataloader import ParallelAwareDataloader
+from torchtitan.models.common import ComplexRoPE
 
-import endprompt
+ROW_TOKENS = {record.row_tokens}  # training.seq_len: tokens of a row, not the target
+TARGET = {record.target}
 
-rows = {_load(rows, form)}.with_format("torch")
-loader = torch.utils.data.DataLoader(rows, batch_size=1)
-# model: {model}, its RoPE: {json.dumps(record.rope_parameters)}
-# before the first step:
-# endprompt.guard(model, next(iter(loader)), target={record.target}, rows="{rows}")
-'''
-    return {"train_torchtitan.py": text}
+
+def rope(head_dim):
+    # its table is as long as the target: positions reach the last entry
+    return ComplexRoPE.Config(
+        dim=head_dim,
+        max_seq_len=TARGET,
+        {rope},
+    )
+
+
+class Rows(torch.utils.data.IterableDataset):
+    def __init__(self, dp_rank=0, dp_world_size=1):
+        rows = {_load(rows, form)}
+        self.rows = rows.shard(dp_world_size, dp_rank).with_format("torch")
+
+    def __iter__(self):
+        for row in self.rows:
+            # labels of torchtitan stand one place earlier than those of Transformers
+            labels = torch.cat([row["labels"][1:], torch.tensor([-100])])
+            yield {{"input": row["input_ids"], "positions": row["position_ids"]}}, labels
+
+
+class RowsDataLoader(ParallelAwareDataloader):
+    @dataclass(kw_only=True, slots=True)
+    class Config(ParallelAwareDataloader.Config):
+        pass
+
+    def __init__(self, config, *, dp_world_size, dp_rank, local_batch_size, **_):
+        rows = Rows(dp_rank, dp_world_size)
+        super().__init__(rows, dp_rank, dp_world_size, batch_size=local_batch_size)
+
+
+@torch.no_grad()
+def check(model, batch):
+    # endprompt.guard knows models of Transformers alone; before the first step, this stops a row
+    # that is cut at its jump, or that has none
+    ids, positions = batch["input"], batch["positions"]
+    steps = positions[0].diff()
+    start = int(steps.argmax()) + 1
+    if int(steps.max()) <= 1 or int(positions.max()) >= TARGET:
+        raise RuntimeError("torchtitan: no jump in the first row, or one past the target")
+    other = ids.clone()
+    other[0, :start] = (other[0, :start] + 1) % int(ids.max() + 1)
+    masks = model.get_attention_masks(positions=positions)
+    before, after = (
+        model(each, attention_masks=masks, positions=positions)[0, start] for each in (ids, other)
+    )
+    if torch.equal(before, after):
+        raise RuntimeError("torchtitan: the first row is cut at its jump")
+"""
+    return {"torchtitan_rows.py": text}
 
 
 TRAINERS: dict[str, Callable[[str, str, RowFiles, str], Texts]] = {
