@@ -187,7 +187,10 @@ def test_a_configuration_is_written_for_each_trainer(
 ) -> None:
     import yaml
 
-    done = write(given, tmp_path / "rows", scaled_base=tmp_path / "base", trainer=trainer)
+    scaling = {"rope.scaling": "llama3"} if trainer == "torchtitan" else {}
+    done = write_rows("pose", model=str(given.base), data=given.data, target=TARGET, count=STEPS,
+                      out=tmp_path / "rows", overrides=SETTINGS | scaling,
+                      scaled_base=tmp_path / "base", trainer=trainer)  # fmt: skip
     texts = {name: (tmp_path / "rows" / name).read_text() for name in done.configurations}
     assert any(str(tmp_path / "base") in text for text in texts.values())
     for name, text in texts.items():
@@ -221,6 +224,14 @@ def test_an_unknown_trainer_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(RecipeError, match="did you mean 'axolotl'"):
         write(given, tmp_path / "rows", trainer="axolotls")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_scaling_that_a_trainers_models_lack_is_refused_before_anything_is_written(
+    given: Given, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="torchtitan has no RoPE of type 'linear'"):
+        write(given, tmp_path / "rows", trainer="torchtitan")
     assert not (tmp_path / "rows").exists()
 
 

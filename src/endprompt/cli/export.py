@@ -23,7 +23,12 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a finished run; with --rows, of a checkpoint."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     engines: Annotated[
         str | None,
@@ -56,6 +61,14 @@ def export(
             "from HF_TOKEN.",
         ),
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows",
+            help="Folder of `endprompt rows`: RUN is the checkpoint, or the adapter, that another "
+            "trainer made of them.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an export that nobody has changed.")
     ] = False,
@@ -74,6 +87,8 @@ def export(
         endprompt export verify my-llama-64k
 
         endprompt export runs/64k --out my-llama-64k --push me/my-llama-64k
+
+        endprompt export out/checkpoint-1000 --rows rows --out my-llama-64k
     """
     from endprompt import units
     from endprompt.cli.console import Console
@@ -97,7 +112,14 @@ def export(
     console = Console()
     with console.status("") as status:
         done = checkpoint.export(
-            run, out, wanted=wanted, dtype=chosen, tokens=length, force=force, say=status.update
+            run,
+            out,
+            rows=rows,
+            wanted=wanted,
+            dtype=chosen,
+            tokens=length,
+            force=force,
+            say=status.update,
         )
     for each in done.served:
         line = f"cannot serve it: {each.obstacle}" if each.obstacle else each.command

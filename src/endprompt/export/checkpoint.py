@@ -15,10 +15,10 @@ from endprompt import __version__, rope
 from endprompt.errors import DataError, ModelError, RopeError
 from endprompt.export import card, engines, reference
 from endprompt.io import claims, files, records
+from endprompt.models import adapters, weights
 from endprompt.models import checkpoint as models
-from endprompt.models import weights
 from endprompt.recipe import Recipe, build_recorded
-from endprompt.record import Training
+from endprompt.record import RowFiles, Training
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -46,11 +46,17 @@ class Exported:
     reference: reference.Reference
 
 
-def find(run: Path) -> Source:
+def find(run: Path, rows: Path | None = None) -> Source:
     """The checkpoint of a run of `endprompt extend` or `endprompt train`.
 
-    Raises DataError when the folder holds no finished run.
+    rows  folder of `endprompt rows`: then `run` is a checkpoint or an adapter that another
+          trainer made of them
+
+    Raises DataError when the folder holds no finished run, ModelError for a checkpoint that has
+    another scaling than its rows.
     """
+    if rows is not None:
+        return _of_rows(run, rows)
     folder = run.parent if run.name == "run.json" else run
     if (folder / "run.json").is_file():
         from endprompt.report.reading import read
@@ -72,13 +78,40 @@ def find(run: Path) -> Source:
         found |= {"target": trained["target"], "tokens": trained["tokens"]}
         recipe = build_recorded(trained["recipe"], f"the recipe of {folder}")
         return Source(folder / "model", base, int(trained["target"]), recipe, found)
+    if adapters.is_adapter(folder) or (folder / "config.json").is_file():
+        raise DataError(
+            f"{folder} is a checkpoint and no run of endprompt: give --rows, the folder of "
+            "`endprompt rows` that it was trained on"
+        )
     raise DataError(f"no finished run in {folder}: it has neither run.json nor train.json")
+
+
+def _of_rows(model: Path, rows: Path) -> Source:
+    """What another trainer made of rows; their manifest says what they were made of."""
+    made_of = records.read(rows / "rows.json", RowFiles)
+    recipe = build_recorded(made_of.recipe, f"the recipe of {rows}")
+    scaling = dict(rope.of_global_layers(models.load_config(str(model))))
+    if scaling != made_of.rope_parameters:
+        raise ModelError(
+            f"{model} has RoPE {scaling}, and the rows of {rows} were made for "
+            f"{made_of.rope_parameters}: it was trained on another base, or on other rows"
+        )
+    found: dict[str, Any] = {
+        "recipe": made_of.recipe,
+        "recipe_hash": made_of.recipe_hash,
+        "arms": [],
+        "target": made_of.target,
+        "tokens": made_of.rows * made_of.row_tokens,
+        "model": {"name": Path(made_of.base).name, "source": made_of.base},
+    }
+    return Source(model, made_of.base, made_of.target, recipe, found)
 
 
 def export(
     run: Path,
     out: Path,
     *,
+    rows: Path | None = None,
     wanted: list[str] | None = None,
     dtype: str | None = None,
     tokens: int | None = None,
@@ -87,6 +120,7 @@ def export(
 ) -> Exported:
     """Write the checkpoint of `run` to `out`, whole or not at all.
 
+    rows    folder of `endprompt rows`: `run` is what another trainer made of them, an adapter too
     wanted  engines that have to be able to serve it; None: whichever can
     dtype   of the weights written: float32, bfloat16, float16; None: that of the run's
     tokens  length of the text by which the checkpoint can be checked; None: 1,024 past the window
@@ -95,7 +129,7 @@ def export(
     OutputError for a folder that is there already; with `force`, for one that is not the whole
     and unchanged export of before.
     """
-    source = find(run)
+    source = find(run, rows)
     config = models.scaled_config(source.base, source.recipe, source.target)
     base = models.load_config(source.base)
     window = models.family_of(source.base, base).base.window

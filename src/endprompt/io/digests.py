@@ -28,7 +28,7 @@ TOKENIZER = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "sentencepiece*.model", "chat_template*",
 )  # fmt: skip
-CONFIG = ("config.json", "generation_config.json")
+CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
 
 
 def of_files(paths: Iterable[Path], *, fresh: bool = False) -> dict[str, str]:
@@ -72,7 +72,8 @@ def of_folder(folder: Path, *, fresh: bool = False) -> dict[str, str]:
 def of_model(model: str) -> dict[str, str]:
     """What decides about a checkpoint's results: digests of weights, tokenizer and config.
 
-    A model of the hub is known by its commit, once its config has been loaded.
+    A model of the hub is known by its commit, once its config has been loaded. Those of its base
+    stand beside an adapter's, with `base_` before their names.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -83,12 +84,26 @@ def of_model(model: str) -> dict[str, str]:
         for name, patterns in groups.items()
     }
     found = of_files(path for paths in chosen.values() for path in paths)
-    return {
+    base = _base_of_adapter(folder)
+    return {f"base_{name}": digest for name, digest in (of_model(base) if base else {}).items()} | {
         f"{name}_digest": xxhash.xxh3_128_hexdigest(
             json.dumps([[path.name, found[str(path)]] for path in paths]).encode()
         )
         for name, paths in chosen.items()
     }
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    """The base that an adapter's settings name; None for other folders."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        named = json.loads((folder / "adapter_config.json").read_bytes()).get(
+            "base_model_name_or_path"
+        )
+        if isinstance(named, str) and named:
+            places = [place for place in (Path(named), folder / named) if place.is_dir()]
+            base = str(places[0]) if places else named
+            return None if Path(base).resolve() == folder.resolve() else base
+    return None
 
 
 def _commit(model: str) -> str:

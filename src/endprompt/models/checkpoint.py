@@ -11,7 +11,7 @@ from typing import Any
 from endprompt import rope
 from endprompt.errors import ModelError
 from endprompt.io import files
-from endprompt.models import families, weights
+from endprompt.models import adapters, families, weights
 from endprompt.models.checkpoint_files import (
     is_number,
     local_folder,
@@ -36,13 +36,18 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def load_config(model: str) -> Any:
-    """Transformers config of a checkpoint folder or hub name. Raises ModelError."""
+    """Transformers config of a checkpoint folder, an adapter's, or a hub name.
+
+    Raises ModelError.
+    """
     from transformers import AutoConfig
 
     require_model(model)
-    _require_layers(model)
+    source = adapters.config_folder(model)
+    require_model(source)
+    _require_layers(source)
     with model_errors(model):
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         # A file may ask for kernels from a hub here; the caller of `load` chooses.
         config._attn_implementation = None
     _require_rope_numbers(config, model)
@@ -132,6 +137,10 @@ def check(model: str, config: Any) -> Stored:
     Raises ModelError for weights that are missing, unexpected, of another shape or stored as a
     pickle, and for a tokenizer beside them with more tokens than the embedding has rows.
     """
+    if adapters.is_adapter(model):
+        adapters.require_weights(model)
+        load_tokenizer(model)
+        return check(adapters.base_of(model), config)
     folder = local_folder(model)
     headers = read_headers(weight_files(folder, model), model)
     if not Path(model).is_dir() or any(folder.glob("*token*")):
@@ -147,7 +156,8 @@ def load(model: str, config: Any, *, attention: str | None = None, dtype: str = 
     attention  Transformers' name; None: sdpa where the family has it, else eager
     dtype      float32, bfloat16, float16; "auto": the precision that the weights are stored in
 
-    Each tensor is read into its place: the memory needed is that of the model in `dtype`.
+    Each tensor is read into its place: the memory needed is that of the model in `dtype`. An
+    adapter's base is read, and the adapter merged into it.
     Raises ModelError as `check` does, and for weights that are NaN or infinite.
     """
     import torch
@@ -168,6 +178,8 @@ def load(model: str, config: Any, *, attention: str | None = None, dtype: str = 
         network, report = loaded
         weights.require_same(report, model)
         weights.require_tied(network, stored.tied, model)
+        if adapters.is_adapter(model):
+            network = adapters.merged(network, model)
         weights.require_finite(network, model)
     ends = getattr(network.generation_config, "eos_token_id", None)
     for token in ends if isinstance(ends, list) else [ends]:
@@ -223,7 +235,19 @@ def write(model: Any, tokenizer: Any, folder: Path, target: int) -> None:
 
 
 def link(model: str, config: Any, tokenizer: Any, folder: Path, target: int) -> None:
-    """An untrained checkpoint: new config and tokenizer, the base's weights by link."""
+    """An untrained checkpoint: new config and tokenizer, the base's weights by link.
+
+    Those of an adapter are merged, and written.
+    """
+    if adapters.is_adapter(model):
+        save(
+            load(model, config, dtype="auto"),
+            tokenizer,
+            folder,
+            target,
+            dtype=check(model, config).precision,
+        )
+        return
     source = local_folder(model)
     with files.building(folder, replace=True) as partial:
         config.save_pretrained(partial)

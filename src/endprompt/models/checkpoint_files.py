@@ -38,7 +38,8 @@ def require_model(model: str, *, tokenizer_only: bool = False) -> None:
     """
     path = Path(model)
     if path.is_dir():
-        if not tokenizer_only and not (path / "config.json").is_file():
+        settings = ("config.json", "adapter_config.json")
+        if not tokenizer_only and not any((path / name).is_file() for name in settings):
             raise ModelError(f"no model in {model}: the folder has no config.json")
     elif path.exists():
         wanted = "the folder that holds the tokenizer" if tokenizer_only else "its folder"
@@ -62,13 +63,13 @@ def weight_files(folder: Path, model: str) -> list[Path]:
 
     model  how the user calls it
 
-    Raises ModelError for a folder without any, with pickles or an adapter alone, or that lacks
-    a file which its index names.
+    Raises ModelError for a folder without any, with pickles alone, with an adapter beside whole
+    weights, or that lacks a file which its index names.
     """
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{model} holds an adapter (adapter_config.json): merge it into its base and save "
-            "the whole model"
+            f"{model} holds an adapter (adapter_config.json) beside whole weights: move away the "
+            "one that is not meant"
         )
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from endprompt.errors import ModelError
+from endprompt.models import adapters
 from endprompt.models.checkpoint_files import is_number, model_errors, one_line, require_model
 
 BEYOND = {"gemma3_text": {"<image_soft_token>"}, "gemma3": {"<image_soft_token>"}}
@@ -15,12 +16,16 @@ BEYOND = {"gemma3_text": {"<image_soft_token>"}, "gemma3": {"<image_soft_token>"
 def load_tokenizer(where: str | Path) -> Any:
     """Tokenizer of a hub name, a checkpoint folder, a folder with a tokenizer alone, or a GGUF.
 
+    That of its base for an adapter without one.
+
     Raises ModelError when there is none, it can't be read, it gives no tokens, or it has tokens
     that the model beside it has no embedding for.
     """
     from transformers import AutoTokenizer
 
     path, options = Path(where), {}
+    if adapters.is_adapter(path) and not any(path.glob("*token*")):
+        return load_tokenizer(adapters.base_of(path))
     if path.is_dir() and not any(path.glob("*token*")):
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if path.suffix == ".gguf" and path.is_file():

@@ -46,7 +46,7 @@ REMEDIES: dict[str, dict[str, str]] = {
         "Transformers' Trainer": "set remove_unused_columns=False and "
         "data_collator=default_data_collator",
         "Axolotl": "set sample_packing: false and remove_unused_columns: false",
-        "ms-swift": "set sequence_parallel_size 1",
+        "ms-swift": "set sequence_parallel_size 1 and padding_side right",
         "Unsloth": "set remove_unused_columns=False and data_collator=default_data_collator",
         "Megatron": "none: its RoPE is made from the index; train elsewhere",
     },
@@ -70,6 +70,10 @@ REMEDIES: dict[str, dict[str, str]] = {
         "": "load the folder of `endprompt rows --scaled-base` as the model",
         "Axolotl": "set overrides_of_model_config.rope_parameters, or base_model to the folder of "
         "`endprompt rows --scaled-base`",
+        "LLaMA-Factory": "leave rope_scaling away, and load the folder of `endprompt rows "
+        "--scaled-base` as the model",
+        "ms-swift": "leave rope_scaling and max_model_len away, and load the folder of "
+        "`endprompt rows --scaled-base` as the model",
         "Unsloth": "set max_seq_length to the target, and load the folder of "
         "`endprompt rows --scaled-base`",
     },
