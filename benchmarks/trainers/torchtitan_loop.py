@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torchtitan.components.loss import CrossEntropyLoss
 from torch.nn.attention.flex_attention import AuxOutput, create_mask
+from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.models.common import Embedding, Linear, RMSNorm
 from torchtitan.models.common.attention import FlexAttention
 from torchtitan.models.common.config_utils import (

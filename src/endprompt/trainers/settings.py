@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from string import Template
 
 from endprompt.errors import RecipeError, nearest
 from endprompt.record import RowFiles
@@ -173,17 +174,7 @@ Trainer(
     return {"train_unsloth.py": text}
 
 
-def _torchtitan(model: str, rows: str, record: RowFiles, form: str) -> Texts:
-    written = record.rope_parameters
-    rope = f'theta={written["rope_theta"]!r}, scaling="none"'
-    if written["rope_type"] == "llama3":
-        rope = f"""theta={written["rope_theta"]!r},
-        scaling="llama",
-        scaling_factor={written["factor"]!r},
-        low_freq_factor={written["low_freq_factor"]!r},
-        high_freq_factor={written["high_freq_factor"]!r},
-        original_max_position_embeddings={written["original_max_position_embeddings"]!r}"""
-    text = f"""# For a config_registry of yours: the rows as a data loader, and the RoPE of {model}.
+TORCHTITAN = Template("""# For your config_registry: the rows as a data loader, the RoPE of $model.
 from dataclasses import dataclass
 
 import datasets
@@ -191,8 +182,8 @@ import torch
 from torchtitan.components.dataloader import ParallelAwareDataloader
 from torchtitan.models.common import ComplexRoPE
 
-ROW_TOKENS = {record.row_tokens}  # training.seq_len: tokens of a row, not the target
-TARGET = {record.target}
+ROW_TOKENS = $row_tokens  # training.seq_len: tokens of a row, not the target
+TARGET = $target
 
 
 def rope(head_dim):
@@ -200,20 +191,20 @@ def rope(head_dim):
     return ComplexRoPE.Config(
         dim=head_dim,
         max_seq_len=TARGET,
-        {rope},
+        $rope,
     )
 
 
 class Rows(torch.utils.data.IterableDataset):
     def __init__(self, dp_rank=0, dp_world_size=1):
-        rows = {_load(rows, form)}
+        rows = $load
         self.rows = rows.shard(dp_world_size, dp_rank).with_format("torch")
 
     def __iter__(self):
         for row in self.rows:
             # labels of torchtitan stand one place earlier than those of Transformers
             labels = torch.cat([row["labels"][1:], torch.tensor([-100])])
-            yield {{"input": row["input_ids"], "positions": row["position_ids"]}}, labels
+            yield {"input": row["input_ids"], "positions": row["position_ids"]}, labels
 
 
 class RowsDataLoader(ParallelAwareDataloader):
@@ -243,7 +234,26 @@ def check(model, batch):
     )
     if torch.equal(before, after):
         raise RuntimeError("torchtitan: the first row is cut at its jump")
-"""
+""")
+
+
+def _torchtitan(model: str, rows: str, record: RowFiles, form: str) -> Texts:
+    written = record.rope_parameters
+    rope = f'theta={written["rope_theta"]!r}, scaling="none"'
+    if written["rope_type"] == "llama3":
+        rope = f"""theta={written["rope_theta"]!r},
+        scaling="llama",
+        scaling_factor={written["factor"]!r},
+        low_freq_factor={written["low_freq_factor"]!r},
+        high_freq_factor={written["high_freq_factor"]!r},
+        original_max_position_embeddings={written["original_max_position_embeddings"]!r}"""
+    text = TORCHTITAN.substitute(
+        model=model,
+        row_tokens=record.row_tokens,
+        target=record.target,
+        rope=rope,
+        load=_load(rows, form),
+    )
     return {"torchtitan_rows.py": text}
 
 
