@@ -136,7 +136,7 @@ def test_a_checkpoint_with_another_scaling_than_its_rows_is_not_exported(
     places: Path, tmp_path: Path
 ) -> None:
     save_adapter(places / "base", tmp_path / "adapter")
-    with pytest.raises(ModelError, match="the rows of .* were made for"):
+    with pytest.raises(ModelError, match=r"the rows of .* were made for"):
         export(tmp_path / "adapter", tmp_path / "out", rows=places / "rows")
     with pytest.raises(DataError, match="give --rows"):
         export(places / "adapter", tmp_path / "out")
