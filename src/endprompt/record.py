@@ -191,6 +191,41 @@ class LabResult(Record):
     provenance: Json
 
 
+class UntaughtAnswer(Record):
+    """A question of a task that no row teaches."""
+
+    task: str
+    length: Count
+    depth: Annotated[float, Field(ge=0, le=1)]
+    nll: float
+    right: float
+
+
+class Untaught(Record):
+    """untaught.json: tasks that no row teaches, by length and distance."""
+
+    remedy: ClassVar[str] = "evaluate again"
+
+    lengths: list[Count]
+    answers: list[UntaughtAnswer]
+
+
+class StudyArm(Record):
+    """One arm of a study on one text with one training seed, on a real model."""
+
+    remedy: ClassVar[str] = "remove it: the arm is run again"
+
+    arm: str
+    text: str
+    seed: Count | None
+    target: Count
+    recipe: Json
+    training: Training
+    window: Window | None = None
+    untaught: Untaught | None = None
+    provenance: Json
+
+
 class Piece(Record):
     """Tokens start .. stop-1 of a document."""
 
@@ -214,7 +249,7 @@ class Split(Record):
     copied_tokens: Count = 0
 
 
-KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Split)
+KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Untaught, StudyArm, Split)
 """Every type of file."""
 
 

@@ -31,7 +31,7 @@ class Planted:
     def asked(self, measure: Measure, places: list[Place]) -> str:
         return f"{places}"
 
-    def origin(self, arm: Arm) -> list[dict[str, Any]]:
+    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
         return [{"recipe": {"name": arm.recipe}, "provenance": {}}] * (arm.recipe in self.shares)
 
 

@@ -18,12 +18,12 @@ from endprompt.study import commands, definition
 from endprompt.study.commands import Commands
 
 
-def every(scale: definition.Scale, out: Path) -> Commands:
-    return Commands([definition.load(name) for name in definition.names()], scale, out)
+def every(out: Path) -> Commands:
+    return Commands([definition.load(name) for name in definition.names()], out)
 
 
 def test_the_paper_s_protocol_is_in_its_recipes(tmp_path: Path) -> None:
-    made = every("paper", tmp_path)
+    made = every(tmp_path)
     made.write_recipes()
     study = definition.load("ablations")
     plain = made.recipe(study.arms["endprompt"]).resolve(window=8192, target=65536, gpu=True)
@@ -38,54 +38,53 @@ def test_the_paper_s_protocol_is_in_its_recipes(tmp_path: Path) -> None:
     full = made.recipe(definition.load("ruler").arms["full"])
     assert full.resolve(window=8192, target=65536, gpu=True).amounts.row_tokens == 65536
     files = list((tmp_path / "recipes").glob("*.yaml"))
-    arms = [arm for name in definition.names() for arm in definition.load(name).arms.values()]
+    studies = [definition.load(name) for name in definition.names()]
+    arms = [arm for study in studies for arm in study.arms_at("paper").values()]
     assert {file.stem for file in files} == {made.folder(arm) for arm in arms}
     assert all(yaml.safe_load(file.read_text())["training"]["tokens"] for file in files)
 
 
-@pytest.mark.parametrize("scale", ["smollm2", "paper"])
-def test_commands_are_verbs_of_ours_each_once(scale: definition.Scale, tmp_path: Path) -> None:
-    found = every(scale, tmp_path).commands()
+def test_commands_are_verbs_of_ours_each_once(tmp_path: Path) -> None:
+    found = every(tmp_path).commands()
     assert len({command.result for command in found}) == len(found)
     known = {verb for verbs in SECTIONS.values() for verb in verbs}
     for command in found:
         assert command.words[0] in known
         assert shlex.split(command.line())[-len(command.words) :] == list(command.words)
         assert command.many == (command.words[0] in ("train", "sft"))
-    trained = [c for c in found if c.words[0] in ("train", "extend")]
-    arms = sum(len(definition.load(n).arms_at(scale)) for n in definition.names())
+    trained = [c for c in found if c.words[0] == "train"]
+    arms = sum(len(definition.load(n).arms_at("paper")) for n in definition.names())
     assert 10 < len(trained) < arms
 
 
 def test_a_nearer_command_comes_first_and_a_failure_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Commands([definition.load("cues")], "smollm2", tmp_path)
+    made = Commands([definition.load("cues")], tmp_path)
     seen = []
 
     class Done:
         returncode = 0
 
     def fake(words: list[str], env: object) -> Done:
-        seen.append(words)
+        command = next(c for c in made.commands() if words[-len(c.words) :] == list(c.words))
+        seen.append(command.words[0])
         if len(seen) > 2:
             Done.returncode = 3
-        Path(next(c.result for c in made.commands() if list(c.words) == words[3:])).parent.mkdir(
-            parents=True, exist_ok=True
-        )
-        next(c.result for c in made.commands() if list(c.words) == words[3:]).write_text("{}")
+        command.result.parent.mkdir(parents=True, exist_ok=True)
+        command.result.write_text("{}")
         return Done()
 
     monkeypatch.setattr(commands.subprocess, "run", fake)
     with pytest.raises(EvaluationError, match="failed with code 3"):
         made.run(lambda *_: None)
-    assert [words[3] for words in seen] == ["extend"] * 3
+    assert seen == ["prepare", "train", "train"]
     assert sum(command.done for command in made.commands()) == 3
 
 
 def test_scores_are_read_by_task_and_length(tmp_path: Path) -> None:
     study = definition.load("cues")
-    made, arm = Commands([study], "paper", tmp_path), study.arms["ep3"]
+    made, arm = Commands([study], tmp_path), study.arms["ep3"]
     folder = tmp_path / "scores" / made.folder(arm) / "ruler" / "ruler"
     folder.mkdir(parents=True)
     lines = [
@@ -103,7 +102,7 @@ def test_scores_are_read_by_task_and_length(tmp_path: Path) -> None:
 
 def test_cost_is_read_from_the_training_s_record(tmp_path: Path) -> None:
     study = definition.load("cost")
-    made, arm = Commands([study], "paper", tmp_path), study.arms["full"]
+    made, arm = Commands([study], tmp_path), study.arms["full"]
     run_folder = tmp_path / "runs" / made.folder(arm)
     run_folder.mkdir(parents=True)
     record = {"seconds": 20.0, "flops": 4e3, "tokens": 10, "peak_memory_bytes": 5 * 10**9}

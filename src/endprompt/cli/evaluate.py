@@ -13,6 +13,7 @@ from endprompt.cli.groups import in_sections
 
 EVALUATIONS: tuple[str, ...] = (
     "eval_window",
+    "eval_untaught",
     "eval_ruler",
     "eval_longbench",
     "eval_perplexity",

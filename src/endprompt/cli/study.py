@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
         scale: str = typer.Option(
             "lab",
             "--scale",
-            help="lab: small models, minutes an arm on a laptop; smollm2: a real model, an hour an "
-            "arm on a CPU; paper: the paper's protocol on 8 GPUs.",
+            help="lab: small models, minutes an arm on a laptop; smollm2: a real model, half an "
+            "hour an arm on a CPU; paper: the paper's protocol on 8 GPUs.",
         ),
         out: Path = typer.Option(
             Path("runs/studies"), "--out", "-o", help="Folder of runs and report; resumes."
@@ -40,7 +40,13 @@ def register(app: typer.Typer) -> None:
             0, "--workers", help="lab: processes at once; 0: one a core. Results don't change."
         ),
         budget: str = typer.Option(
-            "", "--budget", help="lab: begin no further run after this time: 30m, 2h, 90s."
+            "", "--budget", help="Begin no further run after this time: 30m, 2h, 90s."
+        ),
+        results: Path | None = typer.Option(
+            None,
+            "--results",
+            help="smollm2: folder of finished arms' files, a few kilobytes each. Under version "
+            "control, a study resumes on another machine. Default: in OUT.",
         ),
         dry_run: bool = typer.Option(
             False, "--dry-run", help="Say what would be run, command by command, and stop."
@@ -79,8 +85,10 @@ def register(app: typer.Typer) -> None:
         held = ctx.with_resource(claims.output(folder, "study", reads=named))
         if scale == "lab":
             _laboratory(studies, held, seeds, workers, budget, dry_run=dry_run)
+        elif scale == "smollm2":
+            _real_model(studies, held, results or folder / "results", budget, dry_run=dry_run)
         else:
-            _commands(studies, scale, held, dry_run=dry_run)
+            _commands(studies, held, dry_run=dry_run)
 
 
 def _list() -> None:
@@ -147,11 +155,37 @@ def _laboratory(
     _report(studies, "lab", folder, laboratory, missing=len(laboratory.todo()), seeds=seeds)
 
 
-def _commands(studies: list[Study], scale: Scale, held: claims.Output, *, dry_run: bool) -> None:
+def _real_model(
+    studies: list[Study], held: claims.Output, results: Path, budget: str, *, dry_run: bool
+) -> None:
+    from endprompt.cli.screen import Screen
+    from endprompt.models import embedded
+    from endprompt.study.real_model import Model
+    from endprompt.units import seconds
+
+    model = Model(studies, embedded.resolve(None), held.folder, results)
+    if dry_run:
+        for unit in model.todo():
+            for job in model.commands(unit):
+                echo(job.line)
+        echo(f"{len(model.todo())} of {len(model.units())} runs to do")
+        return
+    held.claim({})
+    with Screen() as screen:
+        model.run(
+            say=screen.say,
+            watch=screen.watch,
+            lock=held.lock,
+            budget_seconds=seconds(budget) if budget else None,
+        )
+    _report(studies, "smollm2", held.folder, model, missing=len(model.todo()), seeds=0)
+
+
+def _commands(studies: list[Study], held: claims.Output, *, dry_run: bool) -> None:
     from endprompt.study.commands import Command, Commands
 
     folder = held.folder
-    commands = Commands(studies, scale, folder)
+    commands = Commands(studies, folder)
     held.claim({})
     if dry_run:
         commands.write_recipes()
@@ -163,7 +197,7 @@ def _commands(studies: list[Study], scale: Scale, held: claims.Output, *, dry_ru
         echo(f"[{place + 1}/{total}] {command.line()}")
 
     commands.run(tell)
-    _report(studies, scale, folder, commands, missing=0, seeds=0)
+    _report(studies, "paper", folder, commands, missing=0, seeds=0)
 
 
 def _report(

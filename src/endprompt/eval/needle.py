@@ -193,9 +193,16 @@ def question_and_answer(coder: Coder, key: str, answer: str) -> tuple[list[int],
 
     A token that holds only the space before the number belongs to the question.
     """
-    question = f"\n\nAs written above, the code of the {key} is"
+    return split_answer(coder, f"\n\nAs written above, the code of the {key} is", f" {answer}")
+
+
+def split_answer(coder: Coder, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a question and of what follows it, as the tokenizer writes them in one text.
+
+    A token that holds only space before the answer belongs to the question.
+    """
     asked = coder.encode(question)
-    whole = coder.encode(f"{question} {answer}")
+    whole = coder.encode(question + answer)
     same = 0
     while same < len(asked) and asked[same] == whole[same]:
         same += 1

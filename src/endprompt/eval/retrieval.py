@@ -137,6 +137,14 @@ def fitted(coder: Coder, build: Callable[[int], str], limit: int) -> str:
     def tokens(size: int) -> int:
         return len(coder.prompt_ids(build(size)))
 
+    return build(largest(tokens, limit))
+
+
+def largest(tokens: Callable[[int], int], limit: int) -> int:
+    """The largest size whose tokens fit, where they grow with the size.
+
+    Raises EvaluationError when not even size 0 fits.
+    """
     least = tokens(0)
     if least > limit:
         raise EvaluationError(
@@ -150,4 +158,4 @@ def fitted(coder: Coder, build: Callable[[int], str], limit: int) -> str:
             low = middle
         else:
             high = middle - 1
-    return build(low)
+    return low

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,11 @@ class Job:
     needs: tuple[str, ...] = ()
     seconds: float = 60.0
     """Estimate, for the time left."""
+
+    @property
+    def line(self) -> str:
+        """As typed in a shell."""
+        return shlex.join(["endprompt", *self.arguments])
 
 
 class JobError(EndPromptError):

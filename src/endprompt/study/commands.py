@@ -1,8 +1,8 @@
-"""Studies at the scales of real models: the exact commands, what each leaves, and its numbers.
+"""Studies at scale `paper`: the exact commands, what each leaves, and its numbers.
 
 A command whose result is there is not run again. Arms that are equal have one folder, named after
-a digest of their settings, so that studies share them. `extend` and `eval run` resume by themselves
-where they were.
+a digest of their settings, so that studies share them. `train`, `sft` and `eval run` resume by
+themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import endprompt
 from endprompt.errors import EvaluationError
 from endprompt.io import files, records
 from endprompt.recipe import Recipe
-from endprompt.record import Run, Training
+from endprompt.record import Training
 from endprompt.study.definition import EVALUATIONS, Arm, Measure, Scale, Study
-from endprompt.study.numbers import PERCENT, Place, Values
+from endprompt.study.numbers import Place, Values
+from endprompt.study.scores import by_place
 
 GPUS = 8
 BASE = "meta-llama/Meta-Llama-3-8B"
@@ -34,21 +34,13 @@ CORPUS = "cerebras/SlimPajama-627B"
 PAPER_TOKENS = 10**9
 WINDOWS = {"meta-llama/Llama-2-7b-hf": 4096}
 """Bases whose window is shorter than the paper's rows of 8K."""
-SMOLLM2: dict[str, Any] = {
-    "training.tokens": 98304,
-    "training.learning_rate": 1e-4,
-    "training.schedule": "linear",
-    "training.warmup_steps": 3,
-}
-"""The same for every arm: six rows of 16K, or 96 of 1K."""
 FINE_TUNE = ("--set", "rows_per_step=64", "--set", "steps=156", "--set", "learning_rate=2e-5")
 """Ten thousand dialogues, once."""
-SAMPLES = {"smollm2": 5, "paper": 500}
+SAMPLES = 500
 """RULER samples a task and length."""
 WINDOW = 8192
-"""Of SmolLM2 and Llama-3-8B; the paper's other bases have 4K and 32K, and the same targets."""
-SHORT_METRICS = ("acc_norm", "acc", "exact_match", "pass@1")
-"""The first of these that a short task has is taken."""
+"""Of Llama-3-8B; the paper's other bases have 4K and 32K, and the same targets."""
+SCALE: Scale = "paper"
 
 
 @dataclass(frozen=True)
@@ -85,74 +77,60 @@ class Commands:
 
     one_model = True
 
-    def __init__(self, studies: Sequence[Study], scale: Scale, out: Path) -> None:
-        self._studies, self._scale, self._out = studies, scale, out
+    def __init__(self, studies: Sequence[Study], out: Path) -> None:
+        self._studies, self._out = studies, out
 
     def recipe(self, arm: Arm) -> Recipe:
         """The arm's recipe with the amount of training of this scale."""
         found = arm.built()
-        if self._scale == "smollm2":
-            amounts = SMOLLM2
-        else:
-            row = min(WINDOW, WINDOWS.get(arm.model or BASE, WINDOW))
-            amounts = {"training.tokens": PAPER_TOKENS, "training.tokens_per_step": 64 * row}
-            if found.rows.tokens == "auto":
-                amounts["rows.tokens"] = row
-        tokens = round(amounts["training.tokens"] * arm.tokens)
-        return found.replace({**amounts, "training.tokens": tokens})
+        row = min(WINDOW, WINDOWS.get(arm.model or BASE, WINDOW))
+        amounts: dict[str, Any] = {"training.tokens_per_step": 64 * row}
+        if found.rows.tokens == "auto":
+            amounts["rows.tokens"] = row
+        return found.replace({**amounts, "training.tokens": round(PAPER_TOKENS * arm.tokens)})
 
     def folder(self, arm: Arm) -> str:
         """Name of the arm's folders: equal arms, equal names."""
         settings = self.recipe(arm).digested(exclude={"name", "summary", "source", "departs"})
-        digest = files.sha256_of([self._scale, settings, self._target(arm), arm.model])
+        digest = files.sha256_of([SCALE, settings, self._target(arm), arm.model])
         return f"{arm.built().name}-{digest[:8]}"
 
     def _target(self, arm: Arm) -> int:
-        return round(arm.factor(self._scale) * WINDOW)
+        return round(arm.factor(SCALE) * WINDOW)
 
     def _model(self, arm: Arm) -> Path:
         """Where the arm's extended model will lie."""
-        run = self._out / "runs" / self.folder(arm)
-        return run / ("model" if self._scale == "paper" else f"arms/{arm.built().name}/model")
+        return self._out / "runs" / self.folder(arm) / "model"
 
     def commands(self) -> list[Command]:
         """Everything that the studies need, in an order in which it can be run."""
         found: dict[Path, Command] = {}
         for study in self._studies:
-            for arm in study.arms_at(self._scale).values():
+            for arm in study.arms_at(SCALE).values():
                 for one in self._of(study, arm):
                     found.setdefault(one.result, one)
-        order = ("prepare", "train", "extend", "fine-tune", "evaluate")
+        order = ("prepare", "train", "fine-tune", "evaluate")
         return sorted(found.values(), key=lambda one: order.index(one.what.split()[0]))
 
     def _of(self, study: Study, arm: Arm) -> Iterable[Command]:
         name, target = self.folder(arm), self._target(arm)
         run, recipe = self._out / "runs" / name, self._out / "recipes" / f"{name}.yaml"
-        if self._scale == "smollm2":
-            lengths = f"{WINDOW // 2},{WINDOW},{target}"
-            yield Command(
-                f"extend {name}",
-                ("extend", "--method", str(recipe), "--to", str(target), "--lengths", lengths,
-                 "--out", str(run)),
-                run / "run.json",
-            )  # fmt: skip
-        else:
-            base = arm.model or BASE
-            data = self._out / "data" / base.rpartition("/")[2]
-            most = max(arm_.tokens for one in self._studies for arm_ in one.arms.values())
-            yield Command(
-                f"prepare {CORPUS} for {base}",
-                ("prepare", CORPUS, "--tokenizer", base, "--out", str(data),
-                 "--max-tokens", f"{most + 1:g}b", "--min-document-tokens", str(WINDOW)),
-                data / "manifest.json",
-            )  # fmt: skip
-            yield Command(
-                f"train {name}",
-                ("train", str(recipe), "--model", base, "--data", str(data),
-                 "--to", str(target), "--out", str(run)),
-                run / "train.json",
-                many=True,
-            )  # fmt: skip
+        base = arm.model or BASE
+        data = self._out / "data" / base.rpartition("/")[2]
+        most = max(arm_.tokens for one in self._studies for arm_ in one.arms.values())
+        yield Command(
+            f"prepare {CORPUS} for {base}",
+            ("prepare", CORPUS, "--tokenizer", base, "--out", str(data),
+             "--max-tokens", f"{most + 1:g}b", "--min-document-tokens", str(WINDOW)),
+            data / "manifest.json",
+        )  # fmt: skip
+        yield Command(
+            f"train {name}",
+            ("train", str(recipe), "--model", base, "--data", str(data),
+             "--to", str(target), "--out", str(run)),
+            run / "train.json",
+            many=True,
+        )  # fmt: skip
         model = self._model(arm)
         if study.fine_tune:
             tuned = self._out / "fine-tuned" / name
@@ -164,7 +142,7 @@ class Commands:
                 many=True,
             )  # fmt: skip
             model = tuned / "model"
-        kinds = dict.fromkeys(one.benchmark for one in study.measures_at(self._scale))
+        kinds = dict.fromkeys(one.benchmark for one in study.measures_at(SCALE))
         for kind in (kind for kind in kinds if kind in EVALUATIONS):
             yield self._evaluation(kind, arm, model, tuned=study.fine_tune is not None)
 
@@ -175,7 +153,7 @@ class Commands:
             whole = [1024 * n for n in (4, 8, 16, 32, 64)]
             lengths = sorted({*(n for n in whole if n < self._target(arm)), self._target(arm)})
             words += ["--lengths", ",".join(map(str, lengths))]
-            words += ["--samples", str(SAMPLES[self._scale])]
+            words += ["--samples", str(SAMPLES)]
         elif kind == "longbench":
             words += ["--lengths", str(self._target(arm)), "--samples", "500"]
         else:
@@ -190,7 +168,7 @@ class Commands:
     def write_recipes(self) -> None:
         """Write the recipe file of every arm, which the commands name."""
         for study in self._studies:
-            for arm in study.arms_at(self._scale).values():
+            for arm in study.arms_at(SCALE).values():
                 values = self.recipe(arm).model_dump(mode="json")
                 path = self._out / "recipes" / f"{self.folder(arm)}.yaml"
                 files.write_text(path, yaml.safe_dump(values, sort_keys=False))
@@ -220,47 +198,24 @@ class Commands:
         if not self.recipe(arm).trained:
             return {}
         if measure.benchmark in EVALUATIONS:
-            return self._scored(arm, measure)
+            scored = by_place(
+                measure,
+                self._scores(measure.benchmark, arm),
+                lambda place: self._target(arm) if place == "target" else round(place * WINDOW),
+            )
+            return {place: {0: groups} for place, groups in scored.items()}
         cost = self._cost(arm, measure.benchmark)
         return {} if cost is None else {"target": {0: [np.array([cost])]}}
 
     def _cost(self, arm: Arm, kind: str) -> float | None:
         """Seconds or operations per token, or the peak of memory in GB."""
         path = self._out / "runs" / self.folder(arm) / "train.json"
-        if self._scale == "smollm2":
-            path = self._model(arm).parent / "train.json"
         if not path.is_file():
             return None
         trained = records.read(path, Training)
         if kind == "memory":
             return trained.peak_memory_bytes / 1e9
         return getattr(trained, kind) / trained.tokens
-
-    def _scored(self, arm: Arm, measure: Measure) -> Values:
-        from endprompt.eval.ruler.tasks import TASKS
-
-        kind = measure.benchmark
-        folder = self._scores(kind, arm) / kind
-        if kind == "short":
-            groups = [_short_values(folder / f"{task}.jsonl") for task in measure.tasks]
-            return {"target": {0: groups}} if all(map(len, groups)) else {}
-        if not (folder / "samples.jsonl").is_file():
-            return {}
-        cells = _samples(folder)
-        if kind == "longbench":
-            groups = _categories(cells, measure.tasks)
-            return {"target": {0: groups}} if groups else {}
-        found: Values = {}
-        for place in measure.at:
-            length = self._target(arm) if place == "target" else round(place * WINDOW)
-            groups = [
-                PERCENT * np.array(list(values.values()))
-                for task in measure.tasks or tuple(TASKS)
-                if (values := cells.get((f"ruler/{task}", length, "score")))
-            ]
-            if len(groups) == len(measure.tasks or TASKS):
-                found[place] = {0: groups}
-        return found
 
     def why_absent(self, measure: Measure) -> str | None:
         """Every measure has a meaning on a real model, unless the study says otherwise."""
@@ -278,48 +233,10 @@ class Commands:
         )
         return f"{', '.join(measure.tasks) or 'all 13 tasks'} at {lengths} tokens"
 
-    def origin(self, arm: Arm) -> list[dict[str, Any]]:
+    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:  # noqa: ARG002
         """Recipe and record of the arm's run, once it is finished."""
-        run = self._out / "runs" / self.folder(arm)
-        path = run / ("train.json" if self._scale == "paper" else "run.json")
+        path = self._out / "runs" / self.folder(arm) / "train.json"
         if not path.is_file():
             return []
-        found = records.read(path, Training if self._scale == "paper" else Run).plain()
-        return [{"recipe": found["recipe"], "tokens": found.get("tokens"), "provenance":
-                 found.get("provenance", {k: found[k] for k in ("commit", "created", "device")
-                                          if k in found})}]  # fmt: skip
-
-
-@cache
-def _samples(folder: Path) -> Any:
-    from endprompt.eval.compare import read_values
-
-    return read_values(folder)
-
-
-def _categories(cells: Any, wanted: tuple[str, ...]) -> list[Any]:
-    """A group a category: the mean of each of its data sets, so that no large one outweighs."""
-    from endprompt.eval.longbench import find_dataset
-
-    means: dict[str, list[float]] = {}
-    for (task, _, _), values in cells.items():
-        category = find_dataset(task.removeprefix("longbench/")).category
-        means.setdefault(category, []).append(float(np.mean(list(values.values()))))
-    return [
-        PERCENT * np.array(found)
-        for category, found in means.items()
-        if not wanted or category in wanted
-    ]
-
-
-def _short_values(file: Path) -> Any:
-    """Values of one of lm-eval's tasks, subtasks together, by the metric that is usual for it."""
-    if not file.is_file():
-        return np.array([])
-    cells = _samples(file)
-    known = [metric.split(",")[0] for _, _, metric in cells]
-    metric = next((one for one in SHORT_METRICS if one in known), None)
-    return PERCENT * np.array(
-        [value for cell, found in cells.items() if cell[2].split(",")[0] == metric
-         for value in found.values()]
-    )  # fmt: skip
+        found = records.read(path, Training).plain()
+        return [{key: found[key] for key in ("recipe", "tokens", "provenance")}]

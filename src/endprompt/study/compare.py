@@ -59,7 +59,7 @@ def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
                 "tokens": arm.tokens,
                 "note": arm.note,
                 "absent": None if name in here else study.absent.get(scale, arm.absent.get(scale)),
-                "runs": results.origin(arm) if name in here else [],
+                "runs": results.origin(study, arm) if name in here else [],
             }
             for name, arm in study.arms.items()
         ],

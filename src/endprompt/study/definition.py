@@ -23,7 +23,16 @@ from endprompt.recipe import Recipe
 SHIPPED = Path(__file__).parents[1] / "studies"
 Scale = Literal["lab", "smollm2", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-Benchmark = Literal["ruler", "longbench", "short", "seconds", "flops", "memory"]
+Benchmark = Literal[
+    "ruler", "longbench", "short", "loss", "needles", "needle-loss", "recall",
+    "untaught", "untaught-loss", "seconds", "flops", "memory",
+]  # fmt: skip
+WINDOW_CHECK = ("loss", "needles", "needle-loss", "recall")
+"""Nats per token of text, digits of needles that are right and their nats, nats of quotes."""
+UNTAUGHT = ("untaught", "untaught-loss")
+"""Answers right, and their nats, of tasks that no row teaches."""
+QUARTERS = ("farthest", "third", "second", "nearest")
+"""Of a length, by distance from the question."""
 EVALUATIONS = ("ruler", "longbench", "short")
 """Benchmarks that need an evaluation; the others come with training."""
 SMALLER = {"lab": 1, "smollm2": 4, "paper": 1}
@@ -47,6 +56,7 @@ class Arm(Settings):
     set      dotted keys of the recipe, as `--set` has them
     target   L / L0 in the paper; tokens: part of the study's amount of training
     model    another base than the study's, at scale `paper`
+    jump     false: the control with the same content, every token at contiguous positions
     absent   scale to the reason why the arm has no meaning there
     """
 
@@ -55,12 +65,14 @@ class Arm(Settings):
     target: Positive = 8
     tokens: Positive = 1
     model: str | None = None
+    jump: bool = True
     note: str = ""
     absent: dict[Scale, str] = {}
 
     def built(self) -> Recipe:
         """The recipe with its settings, under a name that tells them: equal arms, equal names."""
         found = _recipe(self.recipe).replace(self.set)
+        found = found if self.jump else found.without_jump()
         words = [found.name]
         if self.set:
             words.append(files.sha256_of(self.set)[:6])
@@ -78,6 +90,7 @@ class Measure(Settings):
 
     tasks   of the benchmark; all without it. kinds: the laboratory's questions that stand for them
     at      lengths as multiples of the window, or `target`: the mean over them is taken
+    quarter  of the length that questions are about; all of it without one
     table   measures of one name are shown in one table
     """
 
@@ -88,9 +101,29 @@ class Measure(Settings):
     tasks: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     at: tuple[Positive | Literal["target"], ...] = ("target",)
-    source: str
+    quarter: Literal["farthest", "third", "second", "nearest"] | None = None
+    source: str = "not in the paper"
     paper: dict[str, float] = {}
     absent: dict[Scale, str] = {}
+
+
+class RealModel(Settings):
+    """How a study is run on a real model.
+
+    set        dotted keys of all arms' recipes, but where an arm sets them itself
+    texts      each is trained on and, apart from that, asked about: names that the scale knows, or
+               paths
+    seeds      of training, on each text
+    documents  held-out texts that are read; needles: asked at each length of each
+    dtype      of the evaluation, as `--dtype` of `eval window` has it
+    """
+
+    set: dict[str, Any] = {}
+    texts: Annotated[tuple[str, ...], Field(min_length=1)] = ("king-james-bible",)
+    seeds: Annotated[int, Field(gt=0)] = 1
+    documents: Annotated[int, Field(gt=0)] = 1
+    needles: Annotated[int, Field(gt=0)] = 16
+    dtype: str = "fast"
 
 
 class Study(Settings):
@@ -105,6 +138,7 @@ class Study(Settings):
     measures: tuple[Measure, ...]
     notes: tuple[str, ...] = ()
     absent: dict[Scale, str] = {}
+    real_model: RealModel = RealModel()
     fine_tune: str | None = None
     """A data set that arms are fine-tuned on before they are asked anything."""
 
@@ -121,11 +155,12 @@ class Study(Settings):
 
 
 def names() -> list[str]:
-    """Names of the shipped studies, in the paper's order: tables, then figures."""
+    """Names of the shipped studies, in the paper's order: tables, figures, then our own."""
 
-    def place(name: str) -> tuple[bool, int]:
+    def place(name: str) -> tuple[int, int]:
         source = yaml_text.load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
-        return source.startswith("figure"), int(re.findall(r"\d+", source)[0])
+        kind = next((n for n, word in enumerate(("table", "figure")) if source.startswith(word)), 2)
+        return kind, int(re.findall(r"\d+|$", source)[0] or 0)
 
     return sorted((path.stem for path in SHIPPED.glob("*.yaml")), key=place)
 
@@ -158,7 +193,7 @@ def load(name: str | Path) -> Study:
 
 
 def _known_keys() -> set[str]:
-    return {key for cls in (Study, Arm, Measure) for key in cls.model_fields}
+    return {key for cls in (Study, Arm, Measure, RealModel) for key in cls.model_fields}
 
 
 def _check(study: Study, what: str) -> None:
@@ -171,10 +206,10 @@ def _check(study: Study, what: str) -> None:
             trained = arm.built().trained
         except RecipeError as error:
             raise RecipeError(f"study {what}, arm {name!r}: {error}") from None
-        if not trained:
+        if not trained and "lab" not in {**study.absent, **arm.absent}:
             raise RecipeError(
-                f"study {what}, arm {name!r}: {arm.recipe!r} trains nothing; the untrained base is "
-                f"always there"
+                f"study {what}, arm {name!r}: {arm.recipe!r} trains nothing; at scale lab the "
+                f"untrained base is always there, so name lab under the arm's `absent`"
             )
     for measure in study.measures:
         for name in measure.paper:

@@ -172,7 +172,7 @@ class Laboratory:
         kinds = " and ".join(measure.kinds or self._regime.base.kinds)
         return f"{kinds} questions at {lengths} tokens"
 
-    def origin(self, arm: Arm) -> list[dict[str, Any]]:
+    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:  # noqa: ARG002
         """Recipes and records of an arm's finished runs."""
         return [
             {"recipe": one["recipe"], "tokens": one["tokens"], "provenance": one["provenance"]}

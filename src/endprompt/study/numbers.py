@@ -19,8 +19,9 @@ PERCENT = 100.0
 class Results(Protocol):
     """The results of one scale."""
 
-    one_model: bool
-    """True where an arm is one model: intervals then are over samples, not over bases."""
+    @property
+    def one_model(self) -> bool:
+        """True where an arm is one model: intervals then are over samples, not over bases."""
 
     def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
         """What is there; lengths that were not asked are left out."""
@@ -31,7 +32,7 @@ class Results(Protocol):
     def asked(self, measure: Measure, places: list[Place]) -> str:
         """In words, what our number is a mean of."""
 
-    def origin(self, arm: Arm) -> list[dict[str, Any]]:
+    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
         """Recipes and records of an arm's finished runs."""
 
 

@@ -113,6 +113,8 @@ def train(
             "documents": fingerprint,
         }
         held.require(settings)
+        if not recipe.trained:
+            return finished(out) or _scale(recipe, model, target, out, lambda: held.claim(settings))
         return finished(out) or _train(
             recipe,
             model=model,
@@ -124,6 +126,34 @@ def train(
             progress=progress,
             callbacks=callbacks,
         )
+
+
+def _scale(
+    recipe: Recipe, model: str, target: int, out: Path, claim: Callable[[], None]
+) -> Trained:
+    """A recipe that trains nothing: the base with its new config, its weights by link."""
+    config = models.scaled_config(model, recipe, target)
+    precision = models.check(model, models.load_config(model)).precision
+    claim()
+    models.link(model, config, models.load_tokenizer(model), out / "model", target)
+    done = Trained(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe.hash(),
+        target=target,
+        steps=0,
+        tokens=0,
+        flops=0.0,
+        seconds=0.0,
+        peak_memory_bytes=provenance.peak_memory_bytes(),
+        epochs=0.0,
+        resumed_at=[],
+        computation={},
+        saved_precision=precision,
+        curve=[],
+        position_check=[],
+    )
+    files.write_json(out / RESULT, done.__dict__)
+    return done
 
 
 def finished(out: Path) -> Trained | None:

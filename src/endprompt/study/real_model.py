@@ -1,0 +1,439 @@
+"""Studies at scale `smollm2`: arms x texts x training seeds on one real model, on this machine.
+
+An arm on one text with one seed is trained by `endprompt train` and evaluated by `endprompt eval`.
+What it gave is one JSON file of a few kilobytes, under a name that holds a digest of all its
+settings. Its weights then go: a study of many arms needs the disk of two. An arm whose file is
+there is not run again, so that a study can go on for days, and on another machine with the files
+of the first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from endprompt import distances
+from endprompt.errors import RecipeError, nearest
+from endprompt.io import digests, files, jobs, provenance, records
+from endprompt.recipe import Recipe
+from endprompt.record import StudyArm, Training, Untaught, Window
+from endprompt.stats import Floats
+from endprompt.study.definition import (
+    EVALUATIONS,
+    QUARTERS,
+    UNTAUGHT,
+    WINDOW_CHECK,
+    Arm,
+    Measure,
+    Scale,
+    Study,
+)
+from endprompt.study.numbers import PERCENT, Place, Values
+from endprompt.study.scores import by_place
+
+SCALE: Scale = "smollm2"
+AMOUNTS: dict[str, Any] = {
+    "training.tokens": 98304,
+    "training.learning_rate": 1e-4,
+    "training.schedule": "linear",
+    "training.warmup_steps": 3,
+}
+"""The same for every arm unless the study says otherwise: six rows of 16K, or 96 of 1K."""
+TEXTS = ("king-james-bible", "python-library")
+RULER_SAMPLES = 5
+"""A task and length."""
+SHORT_TASKS = "mmlu,gsm8k,hellaswag,humaneval"
+AT_ONCE = 2
+"""Jobs side by side, each with its share of the cores."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One arm on one text; seed None: untrained, the same for all seeds."""
+
+    study: Study
+    name: str
+    arm: Arm
+    text: str
+    seed: int | None
+
+
+class Model:
+    """The runs of some studies on one model.
+
+    model    checkpoint folder, at `SCALE` the embedded one
+    out      folder of data, recipes and weights; results: of finished arms' files
+    """
+
+    def __init__(self, studies: Sequence[Study], model: str, out: Path, results: Path) -> None:
+        self._studies, self._model = studies, model
+        self._out, self._results = out, results
+
+    @property
+    def one_model(self) -> bool:
+        """True where every arm was run once: intervals are over questions then."""
+        runs = {(unit.text, unit.seed or 0) for unit in self.units()}
+        return len(runs) == 1
+
+    @cached_property
+    def _window(self) -> int:
+        from endprompt.models import checkpoint as models
+
+        return models.family_of(self._model).base.window
+
+    @cached_property
+    def _digest(self) -> dict[str, Any]:
+        return digests.of_model(self._model)
+
+    def units(self) -> list[Unit]:
+        """Everything that the studies need, equal arms once: untrained arms, then seed by seed."""
+        found: dict[Path, Unit] = {}
+        for seed in (None, *range(max((one.real_model.seeds for one in self._studies), default=1))):
+            for study in self._studies:
+                if seed is not None and seed >= study.real_model.seeds:
+                    continue
+                for name, arm in study.arms_at(SCALE).items():
+                    if arm.built().trained == (seed is not None):
+                        for text in study.real_model.texts:
+                            unit = Unit(study, name, arm, text, seed)
+                            found.setdefault(self.result(unit), unit)
+        return list(found.values())
+
+    def recipe(self, study: Study, arm: Arm, seed: int | None = None) -> Recipe:
+        """The arm's recipe with the amount of training of this scale."""
+        own = study.real_model
+        shared = {key: value for key, value in {**AMOUNTS, **own.set}.items() if key not in arm.set}
+        shared["training.tokens"] = round(shared["training.tokens"] * arm.tokens)
+        found = arm.built().replace({**shared, "training.seed": seed or 0})
+        step = found.training.tokens_per_step
+        if found.rows.tokens == "target" and step != "auto" and step < self._target(arm):
+            found = found.replace({"training.tokens_per_step": self._target(arm)})
+        return found
+
+    def result(self, unit: Unit) -> Path:
+        """File of what a unit gave."""
+        return self._results / f"{self._name(unit)}.json"
+
+    def _name(self, unit: Unit) -> str:
+        recipe = self.recipe(unit.study, unit.arm, unit.seed)
+        own = unit.study.real_model
+        settings = [
+            recipe.digested(exclude={"name", "summary", "source", "departs"}),
+            self._target(unit.arm),
+            [own.documents, own.needles, list(self._lengths(unit.arm))],
+            self._digest["weights_digest"],
+            sorted(self._evaluations(unit.study)),
+            self._tasks(unit.study),
+        ]
+        seed = "untrained" if unit.seed is None else f"seed{unit.seed}"
+        digest = files.sha256_of(settings)[:8]
+        return f"{Path(unit.text).stem}-{seed}-{unit.arm.built().name}-{digest}"
+
+    def _target(self, arm: Arm) -> int:
+        return round(arm.factor(SCALE) * self._window)
+
+    def _lengths(self, arm: Arm) -> tuple[int, ...]:
+        """Tokens that a window check asks at: the window, its doubles, and the target."""
+        target, found = self._target(arm), [self._window]
+        while 2 * found[-1] < target:
+            found.append(2 * found[-1])
+        return (*found, target)
+
+    def _evaluations(self, study: Study) -> set[str]:
+        """Kinds of evaluation that a study's measures need."""
+        asked = {measure.benchmark for measure in study.measures_at(SCALE)}
+        kinds = {kind for kind in EVALUATIONS if kind in asked}
+        kinds |= {"window"} if asked & set(WINDOW_CHECK) else set()
+        return kinds | ({"untaught"} if asked & set(UNTAUGHT) else set())
+
+    def _tasks(self, study: Study) -> str:
+        """Tasks that no row teaches which a study's measures need."""
+        asked = [one.tasks for one in study.measures_at(SCALE) if one.benchmark in UNTAUGHT]
+        return (
+            ",".join(sorted({task for tasks in asked for task in tasks})) if all(asked) else "all"
+        )
+
+    # Running
+
+    def todo(self) -> list[Unit]:
+        """Units whose file is not there."""
+        return [unit for unit in self.units() if not self.result(unit).is_file()]
+
+    def run(
+        self,
+        *,
+        say: Say,
+        watch: jobs.Watcher,
+        lock: int,
+        budget_seconds: float | None = None,
+    ) -> None:
+        """Do what is not done, `AT_ONCE` units side by side.
+
+        budget_seconds  after this no further unit is begun
+        Raises JobError of the first job that fails; what is finished stays.
+        """
+        began, todo = time.perf_counter(), self.todo()
+        at_once = min(AT_ONCE, os.cpu_count() or 1)
+        for text in dict.fromkeys(unit.text for unit in todo):
+            self._prepare([unit for unit in todo if unit.text == text], text, say)
+        for start in range(0, len(todo), at_once):
+            spent = time.perf_counter() - began
+            if budget_seconds is not None and spent >= budget_seconds:
+                return
+            units = todo[start : start + at_once]
+            left = ""
+            if start:
+                left = f", about {spent / start * (len(todo) - start) / 3600:.1f} h left"
+            for unit in units:
+                say(f"[{len(self.units()) - len(self.todo())} done] {self._name(unit)}{left}")
+            jobs.run(
+                [job for unit in units for job in self.commands(unit)],
+                self._out / "jobs",
+                at_once=at_once,
+                threads=max(1, (os.cpu_count() or 1) // at_once),
+                watch=watch,
+                lock=lock,
+            )
+            for unit in units:
+                self._keep(unit)
+
+    def commands(self, unit: Unit) -> list[jobs.Job]:
+        """Training of a unit and its evaluations; the recipe's file is written."""
+        name, own = self._name(unit), unit.study.real_model
+        recipe, run = self._out / "recipes" / f"{name}.yaml", self._out / "runs" / name
+        model, data = str(run / "model"), str(self._data(unit.text, self._target(unit.arm)))
+        values = self.recipe(unit.study, unit.arm, unit.seed).model_dump(mode="json")
+        files.write_text(recipe, yaml.safe_dump(values, sort_keys=False))
+        target = str(self._target(unit.arm))
+        found = [
+            jobs.Job(
+                f"train-{name}",
+                f"train {name}",
+                ["train", str(recipe), "--model", self._model, "--data", data,
+                 "--to", target, "--out", str(run)],
+                run / "train.json",
+            )
+        ]  # fmt: skip
+
+        def ask(kind: str, words: list[str], result: Path) -> None:
+            found.append(
+                jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
+                         needs=(f"train-{name}",))
+            )  # fmt: skip
+
+        lengths = ",".join(map(str, self._lengths(unit.arm)))
+        for kind in sorted(self._evaluations(unit.study)):
+            if kind == "window":
+                words = ["eval", "window", model, "--data", data, "--lengths", lengths,
+                         "--documents", str(own.documents), "--needles", str(own.needles),
+                         "--dtype", own.dtype, "--json", str(run / "window.json")]  # fmt: skip
+                ask(kind, words, run / "window.json")
+            elif kind == "untaught":
+                words = ["eval", "untaught", model, "--data", data, "--dtype", own.dtype,
+                         "--tasks", self._tasks(unit.study),
+                         "--lengths", f"{self._window},{target}",
+                         "--json", str(run / "untaught.json")]  # fmt: skip
+                ask(kind, words, run / "untaught.json")
+            else:
+                scores = self._scores(kind, unit)
+                words = ["eval", "run", model, "--tasks", kind, "--out", str(scores)]
+                words += {
+                    "ruler": ["--lengths", f"{self._window // 2},{lengths}",
+                              "--samples", str(RULER_SAMPLES)],
+                    "longbench": ["--lengths", target, "--samples", "500"],
+                    "short": ["--short", SHORT_TASKS, "--run-code", "--samples", "100000"],
+                }[kind]  # fmt: skip
+                done = (
+                    "short/humaneval.summary.jsonl" if kind == "short" else f"{kind}/summary.json"
+                )
+                ask(kind, words, scores / done)
+        return found
+
+    def _scores(self, kind: str, unit: Unit) -> Path:
+        return self._results.parent / "scores" / self._name(unit) / kind
+
+    def _data(self, text: str, target: int) -> Path:
+        return self._out / "data" / f"{Path(text).stem}-{target}"
+
+    def _prepare(self, units: Sequence[Unit], text: str, say: Say) -> None:
+        """Tokens of a text, some documents of it held out, for every target."""
+        from endprompt.data import holdout
+        from endprompt.data.mixture import Weighted
+        from endprompt.data.prepare import prepare
+        from endprompt.data.prepared import open_documents
+        from endprompt.data.sources import open_source
+        from endprompt.models.checkpoint import load_tokenizer
+
+        for target in {self._target(unit.arm) for unit in units}:
+            folder = self._data(text, target)
+            if (folder / holdout.FILE).is_file():
+                continue
+            say(f"prepare {text}")
+            tokenizer = load_tokenizer(self._model)
+            prepare([Weighted(open_source(self._source(text)))], tokenizer, folder)
+            documents = max(
+                unit.study.real_model.documents for unit in units
+                if self._target(unit.arm) == target
+            )  # fmt: skip
+            split = holdout.split(
+                open_documents(folder, tokenizer=tokenizer),
+                tokens=target,
+                count=documents,
+                row_tokens=target,
+                tokenizer=tokenizer,
+            )
+            holdout.save(folder, split)
+
+    def _source(self, text: str) -> str:
+        """Path of a text by its name, or the user's own."""
+        if text == "king-james-bible":
+            from endprompt.models import embedded
+
+            return str(embedded.text())
+        if text == "python-library":
+            folder = self._out / "python-library"
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+                if path.stat().st_size > 20_000:
+                    shutil.copyfile(path, folder / f"{path.stem}.txt")
+            return str(folder)
+        if not Path(text).exists():
+            raise RecipeError(
+                f"no text {text!r}{nearest(text, TEXTS)}: {', '.join(TEXTS)}, or a path"
+            )
+        return text
+
+    def _keep(self, unit: Unit) -> None:
+        """Put what a unit gave into its one file; its weights go."""
+        run, recipe = self._out / "runs" / self._name(unit), self.recipe(
+            unit.study, unit.arm, unit.seed
+        )  # fmt: skip
+        found: dict[str, Any] = {
+            "arm": unit.arm.built().name,
+            "text": unit.text,
+            "seed": unit.seed,
+            "target": self._target(unit.arm),
+            "recipe": recipe.model_dump(mode="json"),
+            "training": records.read(run / "train.json", Training).plain(),
+            "provenance": provenance.provenance(),
+        }
+        for kind, shape in (("window", Window), ("untaught", Untaught)):
+            if (run / f"{kind}.json").is_file():
+                found[kind] = records.read(run / f"{kind}.json", shape).plain()
+        files.write_json(self.result(unit), found)
+        shutil.rmtree(run)
+
+    # What `compare` asks
+
+    def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
+        """What is there of an arm: a base is a text with a training seed."""
+        found: Values = {}
+        for number, unit in self._runs(study, arm):
+            path = self.result(unit)
+            if not path.is_file():
+                continue
+            for place, groups in self._measured(unit, measure, path).items():
+                found.setdefault(place, {})[number] = groups
+        return found
+
+    def _runs(self, study: Study, arm: Arm) -> Iterator[tuple[int, Unit]]:
+        """Units of an arm by number of the base; an untrained one stands for every seed."""
+        trained, own = arm.built().trained, study.real_model
+        for place, text in enumerate(own.texts):
+            for seed in range(own.seeds):
+                unit = Unit(study, "", arm, text, seed if trained else None)
+                yield place * own.seeds + seed, unit
+
+    def _measured(self, unit: Unit, measure: Measure, path: Path) -> dict[Place, list[Floats]]:
+        if measure.benchmark in EVALUATIONS:
+            folder = self._scores(measure.benchmark, unit)
+            return by_place(measure, folder, lambda place: self._length(unit.arm, place))
+        result = records.read(path, StudyArm)
+        if measure.benchmark in ("seconds", "flops", "memory"):
+            if not unit.arm.built().trained:
+                return {}
+            trained = result.training
+            cost = (
+                trained.peak_memory_bytes / 1e9 if measure.benchmark == "memory"
+                else getattr(trained, measure.benchmark) / trained.tokens
+            )  # fmt: skip
+            return {"target": [np.array([cost])]}
+        found = {}
+        for place in measure.at:
+            values = _answers(result, measure, self._length(unit.arm, place))
+            if values:
+                found[place] = [np.array(values)]
+        return found
+
+    def _length(self, arm: Arm, place: Place) -> int:
+        return self._target(arm) if place == "target" else round(place * self._window)
+
+    def why_absent(self, measure: Measure) -> str | None:
+        """Every measure has a meaning on a real model, unless the study says otherwise."""
+        del measure
+        return None
+
+    def asked(self, measure: Measure, places: list[Place]) -> str:
+        """In words, what our number is a mean of."""
+        if measure.benchmark in ("seconds", "flops", "memory"):
+            return "the training runs themselves"
+        if measure.benchmark in ("longbench", "short"):
+            return ", ".join(measure.tasks) or "all English data sets"
+        lengths = ", ".join(
+            "the target" if place == "target" else f"{round(place * self._window):,}"
+            for place in places
+        )
+        what = ", ".join(measure.tasks) or (
+            "all 13 tasks" if measure.benchmark == "ruler" else measure.benchmark
+        )
+        quarter = f", {measure.quarter} quarter" if measure.quarter else ""
+        return f"{what} at {lengths} tokens{quarter}"
+
+    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
+        """Recipes and records of an arm's finished runs."""
+        paths = dict.fromkeys(self.result(unit) for _, unit in self._runs(study, arm))
+        found = [records.read(path, StudyArm) for path in paths if path.is_file()]
+        return [
+            {"recipe": one.recipe, "tokens": one.training.tokens, "provenance": one.provenance}
+            for one in found
+        ]
+
+
+def _answers(result: StudyArm, measure: Measure, length: int) -> list[float]:
+    """Values of one measure at one length, in the order of the questions."""
+    if measure.benchmark in UNTAUGHT:
+        rows = [
+            row for row in (result.untaught.answers if result.untaught else ())
+            if row.length == length and (not measure.tasks or row.task in measure.tasks)
+        ]  # fmt: skip
+        key, scale = ("right", PERCENT) if measure.benchmark == "untaught" else ("nll", 1.0)
+        pairs = [(row.depth, scale * getattr(row, key)) for row in rows]
+    elif result.window is None:
+        return []
+    elif measure.benchmark in ("loss", "recall"):
+        rows = result.window.losses if measure.benchmark == "loss" else result.window.quotes
+        return [row.nll for row in rows if row.length == length]
+    else:
+        key, scale = (
+            ("digits_right", PERCENT) if measure.benchmark == "needles" else ("nll_per_token", 1.0)
+        )
+        pairs = [
+            (row.depth, scale * getattr(row, key))
+            for row in result.window.needles
+            if row.length == length
+        ]
+    if measure.quarter:
+        return list(distances.by_quarter(pairs)[QUARTERS.index(measure.quarter)])
+    return [value for _, value in pairs]

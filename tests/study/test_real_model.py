@@ -1,0 +1,173 @@
+"""Studies on a real model: run once for all studies, kept as one small file, resumed, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from endprompt.errors import RecipeError
+from endprompt.io import jobs
+from endprompt.study import compare, definition
+from endprompt.study.definition import Arm, Study
+from endprompt.study.real_model import Model
+
+SHARED = {"training.tokens": 512, "training.tokens_per_step": 256, "rows.tokens": 256,
+          "rope.scaling": "yarn"}  # fmt: skip
+
+
+def small(text: Path, **real_model: Any) -> Study:
+    """Two arms: the base, and PoSE from 1,024 to 2,048 tokens."""
+    return Study.model_validate(
+        {
+            "name": "mine", "title": "Mine", "source": "nowhere", "claim": "none", "main": "pose",
+            "absent": {"lab": "another model", "paper": "another model"},
+            "real_model": {"texts": [str(text)], "needles": 2, "dtype": "float32",
+                           "set": SHARED, **real_model},
+            "arms": {
+                "base": {"recipe": "none", "target": 8, "set": {"rope.scaling": "none"}},
+                "pose": {"recipe": "pose", "target": 8},
+            },
+            "measures": [
+                {"name": "loss", "table": "t", "benchmark": "loss", "unit": "nats"},
+                {"name": "far", "table": "t", "benchmark": "needles", "quarter": "farthest"},
+                {"name": "facts", "table": "t", "benchmark": "untaught-loss", "unit": "nats",
+                 "tasks": ["json-kv"], "at": [1]},
+                {"name": "time", "table": "t", "benchmark": "seconds"},
+            ],
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """One text that is long enough for a target of 2,048 tokens."""
+    folder = tmp_path_factory.mktemp("book")
+    whole = " ".join(path.read_text() for path in sorted(text.glob("*.txt")))
+    words = whole.split()
+    for number in range(4):
+        rng = np.random.default_rng(number)
+        (folder / f"{number}.txt").write_text(" ".join(rng.permutation(words)))
+    return folder
+
+
+def run(model: Model, **options: Any) -> list[str]:
+    """Run what is to be done and return the names of the jobs that ran."""
+    seen: list[str] = []
+
+    def watch(job: jobs.Job, told: dict[str, Any] | None) -> None:
+        if told is None:
+            seen.append(job.name)
+
+    lock = os.open("/", os.O_RDONLY)
+    try:
+        model.run(say=lambda *_: None, watch=watch, lock=lock, **options)
+    finally:
+        os.close(lock)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def wide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a window of 1,024 tokens, which questions about a text need."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(wide: Path, book: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    out = tmp_path_factory.mktemp("study")
+    model = Model([small(book)], str(wide), out, out / "results")
+    assert len(run(model)) == 6
+    return model
+
+
+def test_every_arm_leaves_one_small_file_and_no_weights(finished: Model) -> None:
+    assert finished.todo() == []
+    paths = [finished.result(unit) for unit in finished.units()]
+    assert len(paths) == 2
+    for path in paths:
+        found = json.loads(path.read_text())
+        assert {"training", "window", "untaught", "recipe", "provenance"} <= found.keys()
+        assert path.stat().st_size < 100_000
+    folder = paths[0].parent.parent
+    assert not list(folder.glob("runs/*"))
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_what_is_there_is_not_run_again_in_any_folder(
+    finished: Model, wide: Path, book: Path, tmp_path: Path
+) -> None:
+    results = finished.result(finished.units()[0]).parent
+    elsewhere = Model([small(book)], str(wide), tmp_path, results)
+    assert elsewhere.todo() == []
+    assert run(elsewhere) == []
+    more = Model([small(book, seeds=2)], str(wide), tmp_path, results)
+    assert [(unit.name, unit.seed) for unit in more.todo()] == [("pose", 1)]
+    assert len(Model([small(book, needles=3)], str(wide), tmp_path, results).todo()) == 2
+
+
+def test_a_budget_that_is_spent_begins_nothing(wide: Path, book: Path, tmp_path: Path) -> None:
+    model = Model([small(book)], str(wide), tmp_path, tmp_path / "results")
+    assert run(model, budget_seconds=0.0) == []
+    assert len(model.todo()) == 2
+
+
+def test_values_are_paired_by_question_and_read_by_quarter(finished: Model, book: Path) -> None:
+    study = small(book)
+    loss, far, facts, time = study.measures
+    base, pose = study.arms["base"], study.arms["pose"]
+    assert finished.one_model
+    for measure in (loss, far, facts):
+        (place,) = measure.at
+        one = finished.values(study, pose, measure)[place][0]
+        other = finished.values(study, base, measure)[place][0]
+        assert [len(group) for group in one] == [len(group) for group in other]
+        assert all(np.isfinite(group).all() for group in one)
+    assert "target" in finished.values(study, pose, time)
+    assert finished.values(study, base, time) == {}
+    record = compare.record_of(study, "smollm2", finished)
+    assert {one["measure"] for one in record["comparisons"]} == {"loss", "far", "facts"}
+    assert [len(arm["runs"]) for arm in record["arms"]] == [1, 1]
+
+
+def test_the_proof_has_its_arms_on_both_texts_and_seeds(wide: Path, tmp_path: Path) -> None:
+    study = definition.load("proof")
+    model = Model([study], str(wide), tmp_path, tmp_path / "results")
+    units = model.units()
+    trained = [name for name, arm in study.arms.items() if arm.built().trained]
+    untrained = [name for name in study.arms if name not in trained]
+    assert len(units) == 2 * len(untrained) + 2 * 2 * len(trained)
+    assert len({model.result(unit) for unit in units}) == len(units)
+    for unit in units:
+        recipe = model.recipe(study, unit.arm, unit.seed)
+        if recipe.trained:
+            assert recipe.training.tokens >= 262_144
+            assert recipe.rope.scaling == "yarn"
+    bare = model.recipe(study, study.arms["recall-anchors-no-jump"], 0)
+    assert not bare.jumps
+    assert model.recipe(study, study.arms["base"]).rope.scaling == "none"
+
+
+def test_a_text_that_is_not_there_is_named(wide: Path, tmp_path: Path) -> None:
+    study = small(Path("bible"))
+    model = Model([study], str(wide), tmp_path, tmp_path / "results")
+    with pytest.raises(RecipeError, match="no text 'bible'"):
+        run(model)
+
+
+def test_rows_of_the_target_s_length_make_a_step_of_at_least_one_row(
+    wide: Path, book: Path, tmp_path: Path
+) -> None:
+    study = small(book)
+    arm = Arm(recipe="full", target=8)
+    recipe = Model([study], str(wide), tmp_path, tmp_path).recipe(study, arm)
+    assert recipe.resolve(window=1024, target=2048, gpu=False).amounts.rows_per_step == 1
