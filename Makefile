@@ -52,6 +52,10 @@ families: setup
 studies: setup
 	$(BIN)/endprompt study all --out runs/studies
 
+# SmolLM2 from 8K to 32K, all arms; resumes, and takes the arms that lie under benchmarks/results.
+proof: setup
+	$(BIN)/endprompt study proof --scale smollm2 --out runs/proof --results benchmarks/results/proof
+
 # Into site/; a broken link or an unknown name stops it.
 docs: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/zensical build --strict

@@ -34,6 +34,18 @@ VALID: dict[type[record.Record], dict[str, Any]] = {
         "answers": {"128": {"single": [[0.5, 1]]}}, "loss": {"128": [[1.0, 1.0, 1.0, 1.0]]},
         "base": BASE, "provenance": {},
     },
+    record.Untaught: {
+        "lengths": [64],
+        "answers": [{"task": "mrcr", "length": 64, "depth": 0.5, "nll": 1.0, "right": 0.5}],
+    },
+    record.StudyArm: {
+        "arm": "pose", "text": "a", "seed": 0, "target": 512, "recipe": {},
+        "training": {
+            "recipe": {}, "target": 512, "tokens": 64, "flops": 1e9, "seconds": 1.0,
+            "peak_memory_bytes": 1, "curve": [], "resumed_at": [],
+        },
+        "provenance": {},
+    },
     record.Split: {
         "train": [{"document": 0, "start": 0, "stop": 9}],
         "held_out": [[{"document": 1, "start": 0, "stop": 9}]],

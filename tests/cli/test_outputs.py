@@ -55,7 +55,7 @@ REFUSED: dict[str, list[str]] = {
 """What makes each of them refuse its work."""
 FILES = {
     "doctor", "plan", "eval compare", "eval data longbench", "eval needle", "eval perplexity",
-    "eval score longbench", "eval score ruler", "eval window", "report",
+    "eval score longbench", "eval score ruler", "eval untaught", "eval window", "report",
 }  # fmt: skip
 """Commands that write one file under a name that the user gives."""
 FORCED = (f"prepare {DIRECT}", "eval data ruler", f"export {DIRECT}", "inspect", "report")

@@ -16,6 +16,7 @@ COMMANDS: dict[str, list[str]] = {
     "doctor": ["{tiny}", "--to", "2048"],
     "eval perplexity": ["{tiny}", "--tokens", "{text}", "--window", "64"],
     "eval window": ["{tiny}", "--data", "{text}", "--lengths", "64"],
+    "eval untaught": ["{tiny}", "--data", "{text}", "--lengths", "64"],
     "eval needle": ["{tiny}", "--text", "{text}", "--lengths", "64"],
     "eval compare": ["{text}", "{text}"],
     "eval score ruler": ["--task", "qa_1", "--predictions", "{text}"],

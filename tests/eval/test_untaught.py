@@ -174,3 +174,12 @@ def test_the_command_writes_every_answer_by_distance(
     assert "right by quarter, farthest first" in capsys.readouterr().out
     assert run([*words[:-4], "--tasks", "jsonkv"]) == 1
     assert "did you mean 'json-kv'" in capsys.readouterr().err
+
+
+def test_the_same_tasks_are_answered_in_words(tiny: Path, tmp_path: Path) -> None:
+    words = ["eval", "run", str(tiny), "--tasks", "json-kv,graphwalks", "--lengths", "2k",
+             "--depths", "4", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert run(words) == 0
+    for task, metric in (("json-kv", "hit"), ("graphwalks", "f1")):
+        lines = (tmp_path / "out" / task / "samples.jsonl").read_text().splitlines()
+        assert [metric] * 4 == [key for line in lines for key in json.loads(line)["scores"]]

@@ -85,7 +85,10 @@ def run(
         None, help="Checkpoint folder, GGUF file or hub name; with --server, its name there."
     ),
     tasks: str | None = typer.Option(
-        None, "--tasks", help="One or more of ruler, needle, passkey, key-value, longbench, short."
+        None,
+        "--tasks",
+        help="One or more of ruler, needle, passkey, key-value, json-kv, facts-1, "
+        "facts-2, mrcr, graphwalks, longbench, short.",
     ),
     config: Path | None = typer.Option(
         None, "--config", help="YAML file of these options; those given here go before it."

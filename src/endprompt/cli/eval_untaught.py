@@ -31,9 +31,10 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             None, "--progress", help="File to keep the progress in, for another process to read."
         ),
     ) -> None:
-        """Key-value, facts in text, co-reference and graph tasks by likelihood and distance.
+        """Tasks that no training row teaches, by distance.
 
-        One prefill a task and length; every answer is scored after its question. `eval run` asks
+        JSON key-value, facts in text, co-reference and graphs. A context is read once, and every
+        answer is scored by its likelihood after its question. `eval run` asks
         the same tasks in words.
 
         Example:
@@ -48,7 +49,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
 
         result_files.require_replaceable(out, "eval untaught", force=True)
         wanted = units.lengths(lengths)
-        names = list(TASKS) if tasks == "all" else screen.several(tasks)
+        names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
         for name in names:
             if name not in TASKS:
                 raise EvaluationError(

@@ -24,7 +24,7 @@ EVALUATIONS: tuple[str, ...] = (
 
 
 SECTIONS = {
-    "Evaluating": ("run", "window", "needle", "perplexity"),
+    "Evaluating": ("run", "window", "untaught", "needle", "perplexity"),
     "Comparing": ("compare",),
     "With an engine of your own": ("data", "score", "tasks-path"),
 }

@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 
 from endprompt import units
 from endprompt.errors import EvaluationError, nearest
-from endprompt.eval import longbench, ruler
+from endprompt.eval import longbench, ruler, untaught
 from endprompt.recipe import Count, Settings, read_yaml
 
-SUITES = ("ruler", "needle", "passkey", "key-value", "longbench", "short")
+SUITES = ("ruler", "needle", "passkey", "key-value", *untaught.TASKS, "longbench", "short")
 
 
 def _names(value: Any) -> Any:
@@ -64,9 +64,11 @@ class EvalConfig(Settings):
     hotpotqa: Path | None = None
     """Data of RULER; None: from the hub, or made up where that cannot be had."""
     depths: Annotated[tuple[float, ...], BeforeValidator(_depths)] = tuple(units.depths("10"))
-    """Of needles, passkeys and key-value pairs: 0 at the start of the text, 1 at its end."""
+    """Of needles, passkeys and key-value pairs: 0 at the start of the text, 1 at its end. Of tasks
+    that no row teaches, as many questions at even depths."""
     text: str | None = None
-    """Where needles are hidden: what `endprompt.data.sources` reads; None: Python's manual."""
+    """Where needles and facts are hidden: what `endprompt.data.sources` reads; None: Python's
+    manual."""
     texts: Count = 1
     """Texts with needles; samples of passkeys and key-value pairs at one depth."""
     datasets: Names = ("english",)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from endprompt.eval import results, suites
+from endprompt.eval import results, suites, untaught
 from endprompt.eval.config import EvalConfig
 from endprompt.eval.engine import Coder, Engine, Reader
 from endprompt.eval.results import Answerer, Cell, Summary
@@ -137,6 +137,16 @@ def _suite(name: str, config: EvalConfig, coder: Coder) -> Suite:
             max_length=longest,
             samples=config.samples,
             chat=config.chat,
+        )
+    if name in untaught.TASKS:
+        (text,) = long_texts(coder, config.text, tokens=longest, count=1)
+        return suites.untaught_suite(
+            name,
+            coder,
+            lengths=config.lengths,
+            asked=len(config.depths),
+            seed=config.seed,
+            text=text,
         )
     documents = []
     if name == "needle":

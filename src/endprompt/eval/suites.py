@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from endprompt.errors import EvaluationError
-from endprompt.eval import longbench, retrieval, ruler
+from endprompt.eval import longbench, retrieval, ruler, untaught
 from endprompt.eval.engine import Coder
 from endprompt.eval.perplexity import Document
 from endprompt.eval.results import Question
@@ -144,6 +144,32 @@ def retrieval_suite(
         raise EvaluationError(f"no retrieval task {name!r}: needle, passkey or key-value")
     total = count * len(lengths) * len(depths)
     return Suite(name, total, questions, retrieval.hit, settings)
+
+
+def untaught_suite(
+    name: str,
+    coder: Coder,
+    *,
+    lengths: Sequence[int],
+    asked: int,
+    seed: int,
+    text: Document,
+) -> Suite:
+    """A task that no training row teaches: `asked` questions about one context at each length."""
+    sentences = untaught.sentences_of(coder.decode_answer(_plain(text)))
+
+    def questions() -> Iterator[Question]:
+        yield from untaught.questions(
+            coder, name, lengths=lengths, asked=asked, seed=seed, sentences=sentences
+        )
+
+    settings = {
+        "lengths": list(lengths),
+        "asked": asked,
+        "seed": seed,
+        "text": sha256_of(_plain(text)),
+    }
+    return Suite(name, asked * len(lengths), questions, untaught.score, settings)
 
 
 def longbench_suite(

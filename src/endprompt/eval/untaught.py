@@ -9,7 +9,7 @@ mrcr         the i-th of several passages about one topic         MRCR, Vodrahal
 graphwalks   the parents of a node in a list of edges             GraphWalks, OpenAI 2025
 
 A `Reading` is one context with many questions. `ask_by_likelihood` reads it once and scores every
-answer under teacher forcing, so that small models show differences long before they answer right;
+answer under teacher forcing, so that small models show differences long before their answers match;
 `questions` gives each question a prompt of its own, for an engine or a server to answer in words.
 """
 
@@ -462,7 +462,7 @@ def _told(
     marked = [(depth * count, 1, fact) for depth, fact in facts]
     marked += [(float(n), 0, sentence) for n, sentence in enumerate(background)]
     marked.sort(key=lambda one: one[:2])
-    where = {depth: n + 1 for n, (depth, told, _) in enumerate(marked) if told}
+    where = {depth: n + 1 for n, (depth, is_fact, _) in enumerate(marked) if is_fact}
     parts = [head, *(f" {text}" for _, _, text in marked)]
     return Reading(
         parts,

@@ -3,7 +3,7 @@
 An arm on one text with one seed is trained by `endprompt train` and evaluated by `endprompt eval`.
 What it gave is one JSON file of a few kilobytes, under a name that holds a digest of all its
 settings. Its weights then go: a study of many arms needs the disk of two. An arm whose file is
-there is not run again, so that a study can go on for days, and on another machine with the files
+there is not run again, so that a study resumes day after day, and on another machine with the files
 of the first.
 """
 
