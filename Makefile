@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies families docs clean
+.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies proof families docs clean
 
 setup: .venv/.setup-done
 
