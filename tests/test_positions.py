@@ -135,6 +135,36 @@ def test_pose_has_at_most_its_chunks_and_first_chunk_in_place(
     assert (np.diff(skips) >= 0).all()
 
 
+@given(rooms(least=8), seeds)
+def test_far_terminals_stand_in_the_farthest_quarter(room: tuple, seed: int) -> None:
+    after, length, target = room
+    parts = positions.far([length // 2, length - length // 2], after=after, target=target,
+                          rng=rng(seed))  # fmt: skip
+    whole = np.concatenate(parts)
+    assert well_formed(whole, length, after, target)
+    free = target - after - length
+    assert whole[0] >= after + free - free // 4
+
+
+def test_octaves_have_equal_shares_of_terminals() -> None:
+    """Starts between 2^k and 2^(k+1) are as frequent for every k: log2 of them is uniform."""
+    after, target = 255, 4095
+    starts = [
+        positions.octaves([1, 1], after=after, target=target, rng=rng(seed))[seed % 2][0]
+        for seed in range(4000)
+    ]
+    shares, _ = np.histogram(np.log2(np.array(starts) + 1), bins=[8, 9, 10, 11, 12.001])
+    np.testing.assert_allclose(shares / 4000, 0.25, atol=0.03)
+
+
+def test_scattered_positions_are_a_uniform_draw() -> None:
+    drawn = np.concatenate(
+        [positions.scattered(20, target=200, rng=rng(seed))[1:] for seed in range(2000)]
+    )
+    shares, _ = np.histogram(drawn, bins=[1, 50, 100, 150, 200])
+    np.testing.assert_allclose(shares / len(drawn), np.array([49, 50, 50, 50]) / 199, atol=0.01)
+
+
 def test_pose_draws_each_skip_uniformly_above_the_one_before() -> None:
     """Section 3.2: u_1 is uniform in [0, L-T], and u_2 in [u_1, L-T], not a sorted pair."""
     free = 100

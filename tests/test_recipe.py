@@ -79,7 +79,7 @@ def test_endprompt_takes_a_text_and_a_pool() -> None:
         ({"rows.kinds.0.prefix.chunk": 3}, r"did you mean 'chunks'"),
         ({"rows.kinds.0.share": 0.4}, "shares of the kinds of rows add up to 0.4, not 1"),
         ({"rows.kinds.1.share": 0.4}, "'1' is no index below 1"),
-        ({"rows.kinds.0.terminal.anchors": 3}, "3 anchors need place 'stratified' or 'contig"),
+        ({"rows.kinds.0.terminal.anchors": 3}, "3 anchors need one of the places 'stratified'"),
         ({"rope.low_freq_factor": 8}, "low_freq_factor has to be below high_freq_factor"),
         ({"rope.beta_slow": 40}, "beta_slow has to be below beta_fast"),
         ({"training.seed.more": 1}, "reaches into a plain value"),

@@ -84,6 +84,29 @@ def stratified(
     return placed
 
 
+def far(lengths: list[int], *, after: int, target: int, rng: np.random.Generator) -> list[Ints]:
+    """Several terminals in order, one uniform in each equal share of the farthest quarter."""
+    room = _room(after, sum(lengths), target)
+    nearest = room - room // 4
+    return stratified(lengths, after=after + nearest, target=target, rng=rng)
+
+
+def octaves(lengths: list[int], *, after: int, target: int, rng: np.random.Generator) -> list[Ints]:
+    """Several terminals in order, spread evenly over the octaves of distance from the row's start.
+
+    The logarithm of a terminal's start is uniform in one equal share of [log after, log target).
+    """
+    room = _room(after, sum(lengths), target)
+    ratio = (after + room + 1) / (after + 1)
+    placed, before = [], 0
+    for n, length in enumerate(lengths):
+        share = (n + rng.random()) / len(lengths)
+        skip = min(int((after + 1) * ratio**share) - after - 1, room)
+        placed.append(contiguous(length, start=after + before + skip))
+        before += length
+    return placed
+
+
 def one_after_another(lengths: list[int], *, after: int) -> list[Ints]:
     """Several terminals right behind the prefix, without a jump: the control."""
     starts = after + np.cumsum([0, *lengths[:-1]])
@@ -117,6 +140,17 @@ def pose(length: int, *, target: int, rng: np.random.Generator, chunks: int = 2)
     for _ in range(chunks - 1):
         skips.append(int(rng.integers(skips[-1], room + 1)))
     return contiguous(length) + _by_chunk(cuts, np.array(skips, dtype=np.int64), length)
+
+
+def scattered(length: int, *, target: int, rng: np.random.Generator) -> Ints:
+    """Randomized positions: a sorted draw without replacement, the first token at 0.
+
+    Ruoss et al. 2023, "Randomized Positional Encodings"; with YaRN and a growing target Mehta et
+    al. 2026, "Randomized YaRN".
+    """
+    _room(0, length, target)
+    drawn = rng.choice(np.arange(1, target), size=length - 1, replace=False)
+    return np.append(0, np.sort(drawn)).astype(np.int64)
 
 
 def cream(length: int, *, target: int, rng: np.random.Generator) -> Ints:
@@ -172,6 +206,7 @@ LAYOUTS: dict[str, Callable[..., Ints]] = {
     "pose": lambda length, *, target, rng, chunks, **_: pose(
         length, target=target, rng=rng, chunks=chunks
     ),
+    "scattered": lambda length, *, target, rng, **_: scattered(length, target=target, rng=rng),
     "cream": lambda length, *, target, rng, **_: cream(length, target=target, rng=rng),
     "longrecipe": lambda length, *, target, rng, stops, **_: sentences(
         length, stops=stops, target=target, rng=rng
@@ -190,6 +225,12 @@ PLACES: dict[str, Callable[..., list[Ints]]] = {
     "stratified": lambda lengths, *, after, target, rng, **_: stratified(
         lengths, after=after, target=target, rng=rng
     ),
+    "far": lambda lengths, *, after, target, rng, **_: far(
+        lengths, after=after, target=target, rng=rng
+    ),
+    "octaves": lambda lengths, *, after, target, rng, **_: octaves(
+        lengths, after=after, target=target, rng=rng
+    ),
     "split": lambda lengths, *, after, target, rng, pieces, **_: [
         split(*lengths, after=after, target=target, pieces=min(pieces, *lengths), rng=rng)
     ],
@@ -199,6 +240,10 @@ PLACES: dict[str, Callable[..., list[Ints]]] = {
 
 Each is called with the terminals' lengths, and by name with after, target, rng and pieces.
 """
+
+
+SEVERAL = ("stratified", "far", "octaves", "contiguous")
+"""Places that take more than one terminal."""
 
 
 def _by_chunk(cuts: Ints, skips: Ints, length: int) -> Ints:

@@ -117,6 +117,8 @@ class Prefix(Settings):
     layout: Annotated[str, AfterValidator(_layout)] = "contiguous"
     chunks: Count = 2
     """Number of chunks of `pose`."""
+    grows: bool = False
+    """The range that the layout fills grows over the run, from the row's length to the target."""
     weight: Weight = 1.0
     """Loss weight of each prefix token."""
 
@@ -172,8 +174,9 @@ class Terminal(Settings):
             raise ValueError("cue 'text' needs terminal.text")
         if self.cue == "pool" and not self.pool:
             raise ValueError("cue 'pool' needs terminal.pool, a list of texts")
-        if self.anchors > 1 and self.place not in ("stratified", "contiguous"):
-            raise ValueError(f"{self.anchors} anchors need place 'stratified' or 'contiguous'")
+        if self.anchors > 1 and self.place not in positions.SEVERAL:
+            places = ", ".join(map(repr, positions.SEVERAL))
+            raise ValueError(f"{self.anchors} anchors need one of the places {places}")
         return self
 
 
@@ -325,9 +328,10 @@ class Recipe(Settings):
     def digested(self, **options: Any) -> dict[str, Any]:
         """What digests are made of: settings under the keys that version 0.1 began with.
 
-        A renamed key therefore leaves results where they are. `options` are `model_dump`'s.
+        A renamed key, and one that was added and has its default, therefore leave results where
+        they are. `options` are `model_dump`'s.
         """
-        return _under_first_names(self.model_dump(mode="json", **options))
+        return _as_before(self.model_dump(mode="json", **options))
 
     def plain(self) -> Recipe:
         """The control at equal tokens: the same scaling and training on plain short rows."""
@@ -436,10 +440,18 @@ FIRST_NAMES = {"trainable": "trains", "document_mask": "isolate", "verbatim": "q
 """Keys that had another name when the first results were written."""
 
 
-def _under_first_names(value: Any) -> Any:
+ADDED = {"grows": False}
+"""Keys that came later, with their defaults."""
+
+
+def _as_before(value: Any) -> Any:
     if isinstance(value, dict):
-        return {FIRST_NAMES.get(key, key): _under_first_names(v) for key, v in value.items()}
-    return [_under_first_names(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {
+            FIRST_NAMES.get(key, key): _as_before(v)
+            for key, v in value.items()
+            if key not in ADDED or v != ADDED[key]
+        }
+    return [_as_before(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def names() -> list[str]:

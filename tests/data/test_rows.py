@@ -188,3 +188,13 @@ def test_a_mask_of_ones_is_always_there() -> None:
     """Without it Transformers takes the jump for the border between packed sequences."""
     batch = collate([rows_of("endprompt")[0]])
     assert batch["attention_mask"].eq(1).all()
+
+
+def test_a_range_that_grows_ends_at_the_target_and_begins_at_the_row_s_length() -> None:
+    source = rows_of("randomized-yarn")
+    ends = np.array([source.row(index).positions_T[-1] for index in range(len(source))])
+    tokens = len(source.row(0).tokens_T)
+    room = tokens + (np.arange(len(source)) + 1) / len(source) * (TARGET - tokens)
+    assert (ends < room).all()
+    assert ends[: len(ends) // 8].max() < tokens + (TARGET - tokens) / 8
+    assert ends[-4:].max() > 0.8 * TARGET

@@ -96,6 +96,7 @@ class RowSource:
             target=self._target,
             rng=rng,
             stops=stops,
+            reach=min((index + 1) / self._count, 1.0) if kind.prefix.grows else 1.0,
         )
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
@@ -137,13 +138,15 @@ def assemble(
     target: int,
     rng: np.random.Generator,
     stops: Ints | None = None,
+    reach: float = 1.0,
 ) -> Row:
     """Give positions to a prefix and its terminals; raises PositionError when they don't fit.
 
     stops  int[k], indices in the prefix where its sentences end: what `longrecipe` asks for
+    reach  part of the room beyond the prefix's own length that its layout may fill, 0 to 1
     """
     lengths = [len(segment.tokens) for segment in terminals]
-    room = target - sum(lengths)
+    room = len(prefix_P) + int(reach * (target - sum(lengths) - len(prefix_P)))
     first = positions.LAYOUTS[prefix.layout](
         len(prefix_P), target=room, rng=rng, chunks=prefix.chunks, stops=stops
     )
