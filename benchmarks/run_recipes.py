@@ -23,7 +23,7 @@ import numpy as np
 
 from endprompt import recipe as recipes
 from endprompt.io import files, provenance
-from endprompt.io.quiet import quiet
+from endprompt.io.library_output import silence_libraries
 from endprompt.models import embedded
 
 STEPS = 6
@@ -117,7 +117,7 @@ def main() -> None:
     options.add_argument("--model", help="default: the embedded model")
     options.add_argument("--out", type=Path, default=Path("runs/recipes"))
     given = options.parse_args()
-    quiet()
+    silence_libraries()
     real = embedded.resolve(given.model)
     tokenizer = AutoTokenizer.from_pretrained(real)
     tiny = random_model(given.out / "random-model", tokenizer)

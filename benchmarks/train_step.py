@@ -92,10 +92,10 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
     from endprompt import recipe as recipes
     from endprompt import rope
     from endprompt.cost import flops
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
     from endprompt.models import checkpoint as models
 
-    quiet()
+    silence_libraries()
     torch.set_num_threads(1)
     config = models.load_config(model)
     window = rope.read_base(config).window

@@ -75,10 +75,10 @@ CHANGES: dict[str, Callable[[int], contextlib.AbstractContextManager[None]]] = {
 
 def do(name: str, scaling: str, seed: int, out: Path) -> None:
     """One arm, unless its result is there."""
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
 
     torch.set_num_threads(1)
-    quiet()
+    silence_libraries()
     regime = study.Regime()
     base = bases.get(regime.base, seed, embedded.cache_folder() / "lab")
     path = out / "results" / "s8" / f"seed{seed}-{scaling}-{name}.json"

@@ -107,9 +107,9 @@ class CueWriter:
         """
         if terminal.cue == "recall":
             return self._recall(terminal, text_T, rng)
-        made = None if terminal.cue in CUES else plugins.find("endprompt.cue", terminal.cue)
-        if made is not None:
-            return made(self, terminal, text_T, rng)
+        writer = None if terminal.cue in CUES else plugins.find("endprompt.cue", terminal.cue)
+        if writer is not None:
+            return writer(self, terminal, text_T, rng)
         T = len(text_T)
         if terminal.cue == "continuation":
             P = self._prefix_length(T, terminal.tokens * terminal.anchors)

@@ -25,7 +25,7 @@ def quarter(depth: float) -> int:
 
 def by_quarter(answers: Iterable[tuple[float, float]]) -> list[list[float]]:
     """Values of (depth, value) pairs in four lists, farthest quarter first; a list may be empty."""
-    found: list[list[float]] = [[], [], [], []]
+    quarters: list[list[float]] = [[], [], [], []]
     for depth, value in answers:
-        found[quarter(depth)].append(float(value))
-    return found
+        quarters[quarter(depth)].append(float(value))
+    return quarters

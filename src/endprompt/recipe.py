@@ -335,9 +335,9 @@ class Recipe(Settings):
 
     def plain(self) -> Recipe:
         """The control at equal tokens: the same scaling and training on plain short rows."""
-        found = self._with_kinds("short", (Kind(),))
+        plain_rows = self._with_kinds("short", (Kind(),))
         training = self.training.model_copy(update={"prefix_loss": "text"})
-        return found.model_copy(update={"training": training})
+        return plain_rows.model_copy(update={"training": training})
 
     def without_jump(self) -> Recipe:
         """The control with the same content: every token at contiguous positions."""
@@ -502,29 +502,29 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 def _mixture(name: str) -> Recipe:
     """Rows of several shipped recipes, each with its share. Raises RecipeError."""
     parts = name.split("+")
-    found = [re.fullmatch(r"(\d*\.?\d+)?([a-z][a-z0-9-]*)", part) for part in parts]
-    if not all(found):
+    matches = [re.fullmatch(r"(\d*\.?\d+)?([a-z][a-z0-9-]*)", part) for part in parts]
+    if not all(matches):
         raise RecipeError(f"mixture {name!r}: write pose+recall or 0.8pose+0.2recall")
-    shares = [float(part[1] or 1 / len(parts)) for part in found if part]
-    recipes = [load(part[2]) for part in found if part]
+    shares = [float(part[1] or 1 / len(parts)) for part in matches if part]
+    recipes = [load(part[2]) for part in matches if part]
     first = recipes[0]
-    for each in recipes:
-        if not each.trained or each.rows.tokens != first.rows.tokens:
+    for recipe in recipes:
+        if not recipe.trained or recipe.rows.tokens != first.rows.tokens:
             raise RecipeError(
-                f"mixture {name!r}: {each.name!r} has no rows of the length of {first.name!r}"
+                f"mixture {name!r}: {recipe.name!r} has no rows of the length of {first.name!r}"
             )
     kinds = [
         kind.model_copy(update={"share": kind.share * share})
-        for share, each in zip(shares, recipes, strict=True)
-        for kind in each.rows.kinds
+        for share, recipe in zip(shares, recipes, strict=True)
+        for kind in recipe.rows.kinds
     ]
     values = first.model_dump(exclude={"departs", "rows"})
     values |= {
         "name": name,
         "summary": "; ".join(
-            f"{share:.0%} {each.summary}" for share, each in zip(shares, recipes, strict=True)
+            f"{share:.0%} {recipe.summary}" for share, recipe in zip(shares, recipes, strict=True)
         ),
-        "source": "; ".join(dict.fromkeys(each.source for each in recipes)),
+        "source": "; ".join(dict.fromkeys(recipe.source for recipe in recipes)),
         "rows": first.rows.model_dump(exclude={"kinds"}) | {"kinds": kinds},
     }
     return build(values, f"mixture {name!r}")
@@ -547,21 +547,21 @@ def build(values: dict[str, Any], what: str) -> Recipe:
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     """`["training.seed=3"]` to `{"training.seed": 3}`; values are read as YAML."""
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set {assignment}: write key=value, as in training.seed=3")
         try:
-            found[key] = yaml_text.load(value)
+            overrides[key] = yaml_text.load(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {assignment}: {value!r} is no YAML value") from None
-        if isinstance(found[key], str):  # YAML 1.1 reads 1e-4 as text
+        if isinstance(overrides[key], str):  # YAML 1.1 reads 1e-4 as text
             try:
-                found[key] = float(value)
+                overrides[key] = float(value)
             except ValueError:
                 continue
-    return found
+    return overrides
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -593,16 +593,16 @@ def _index(word: str, place: Any, key: str) -> int:
 
 
 def _faults(error: ValidationError) -> list[str]:
-    found = []
+    faults = []
     for fault in error.errors():
         where = ".".join(str(word) for word in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _fields_at(fault["loc"][:-1])
-            found.append(f"unknown key {where!r}{nearest(str(fault['loc'][-1]), known)}")
+            faults.append(f"unknown key {where!r}{nearest(str(fault['loc'][-1]), known)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            found.append(f"{where}: {message[:1].lower()}{message[1:]}" if where else message)
-    return found
+            faults.append(f"{where}: {message[:1].lower()}{message[1:]}" if where else message)
+    return faults
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

@@ -45,11 +45,11 @@ class Claim(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_before(cls, found: Any) -> Any:
+    def _of_before(cls, values: Any) -> Any:
         """Claims of `train` held the settings alone."""
-        if isinstance(found, dict) and {"recipe_hash", "model"} <= found.keys():
-            return {"endprompt": "train", "settings": found}
-        return found
+        if isinstance(values, dict) and {"recipe_hash", "model"} <= values.keys():
+            return {"endprompt": "train", "settings": values}
+        return values
 
 
 class Training(Record):

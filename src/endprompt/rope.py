@@ -258,19 +258,19 @@ def parameters(
         return _by_plugin(base, scaling, s)
     if base.parameters is not None:
         return base.own if s == 1 else _on_top(base, base.parameters, scaling, s, settings)
-    found = _default(base) | {"rope_type": rule.rope_type}
+    written = _default(base) | {"rope_type": rule.rope_type}
     if rule.rope_type != "default":
-        found["factor"] = s
-    return found | rule.write(base, s, settings)
+        written["factor"] = s
+    return written | rule.write(base, s, settings)
 
 
 def _by_plugin(base: Base, scaling: str, s: float) -> Parameters:
-    made = plugins.find("endprompt.scaling", scaling)
-    if made is None:
+    rule = plugins.find("endprompt.scaling", scaling)
+    if rule is None:
         raise RopeError(f"unknown scaling {scaling!r}: one of none, {', '.join(RULES)}")
     if base.parameters is not None:
         raise RopeError(_no_form(base.parameters, scaling, "a package's rule counts from theta"))
-    return _default(base) | made(base, s)
+    return _default(base) | rule(base, s)
 
 
 def _on_top(
@@ -329,7 +329,7 @@ def _explicit(
         "original_max_position_embeddings": original,
         "attention_factor": float(size),
         "short_factor": _factors(short, pairs, "short"),
-        "long_factor": [float(each) for each in plain / turning * divisors],
+        "long_factor": [float(divisor) for divisor in plain / turning * divisors],
     }
 
 
@@ -374,10 +374,10 @@ def inverse_frequencies(
 
 
 def _default(base: Base) -> Parameters:
-    found: Parameters = {"rope_type": "default", "rope_theta": base.theta}
+    written: Parameters = {"rope_type": "default", "rope_theta": base.theta}
     if base.partial != 1.0:
-        found["partial_rotary_factor"] = base.partial
-    return found
+        written["partial_rotary_factor"] = base.partial
+    return written
 
 
 def _plain(theta: float, D: int) -> Floats:
@@ -393,7 +393,7 @@ def _factors(factors: Sequence[float] | Floats, pairs: int, name: str) -> list[f
         raise RopeError(
             f"rope.{name}_factor has {len(factors)} numbers and the model rotates {pairs} pairs"
         )
-    return [float(each) for each in factors]
+    return [float(factor) for factor in factors]
 
 
 # How each of Transformers' types turns: (parameters, plain frequencies, length, window) to Turning.

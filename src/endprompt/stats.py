@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Outcome = Literal["better", "worse", "not significant"]
+Significance = Literal["better", "worse", "not significant"]
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -85,19 +85,19 @@ def of_differences(values: Sequence[float] | Floats) -> Estimate:
 
     Where all differences are equal the bootstrap shows no spread: then `FEWEST_EQUAL` are needed.
     """
-    found = of_values(values)
+    estimate = of_values(values)
     if len(set(values)) == 1 and values[0] != 0 and len(values) < FEWEST_EQUAL:
-        return Estimate(found.mean, None, None)
-    return found
+        return Estimate(estimate.mean, None, None)
+    return estimate
 
 
 def differences(
-    one: Sequence[Sequence[Floats]], other: Sequence[Sequence[Floats]]
+    first: Sequence[Sequence[Floats]], other: Sequence[Sequence[Floats]]
 ) -> list[list[Floats]]:
     """Paired differences, one minus other: base by base, group by group, sample by sample."""
     return [
         [a - b for a, b in zip(mine, yours, strict=True)]
-        for mine, yours in zip(one, other, strict=True)
+        for mine, yours in zip(first, other, strict=True)
     ]
 
 

@@ -97,9 +97,9 @@ def coverage(rows: Iterable[Ints], *, target: int) -> Ints:
         bends[0] += sizes.sum()
         bends[1] -= (sizes + 1).sum()
         np.add.at(bends, sizes + 1, 1)
-        one, two = np.triu_indices(len(starts), 1)
-        n, m = sizes[one], sizes[two]
-        least = starts[two] - starts[one] - n + 1
+        earlier, later = np.triu_indices(len(starts), 1)
+        n, m = sizes[earlier], sizes[later]
+        least = starts[later] - starts[earlier] - n + 1
         for place, sign in ((0, 1), (n, -1), (m, -1), (n + m, 1)):
             np.add.at(bends, least + place, sign)
     return np.cumsum(np.cumsum(bends))[:target]

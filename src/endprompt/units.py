@@ -43,14 +43,14 @@ def depths(text: str) -> list[float]:
     try:
         if "," not in text and "." not in text:
             count = int(text)
-            found = [(n + 0.5) / count for n in range(count)]
+            values = [(n + 0.5) / count for n in range(count)]
         else:
-            found = sorted(float(part) for part in text.split(",") if part.strip())
+            values = sorted(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        found = []
-    if not found or not all(0 <= depth <= 1 for depth in found):
+        values = []
+    if not values or not all(0 <= depth <= 1 for depth in values):
         raise RecipeError(f"{text!r}: write a number of depths, or depths from 0 to 1: 0,0.5,1")
-    return found
+    return values
 
 
 def amount(text: str) -> int:
@@ -74,12 +74,12 @@ def share(text: str) -> float:
     """
     number, percent = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
     try:
-        found = float(number) / percent
+        value = float(number) / percent
     except ValueError:
-        found = -1.0
-    if not 0 <= found < 1:
+        value = -1.0
+    if not 0 <= value < 1:
         raise RecipeError(f"{text!r} is no share below 1: write 0.5% or 0.005")
-    return found
+    return value
 
 
 def seconds(text: str) -> float:

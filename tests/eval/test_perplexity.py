@@ -13,7 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tiny_lm import tiny_engine, tiny_model
 
 from endprompt.errors import DataError, EvaluationError
-from endprompt.eval.perplexity import cut, perplexity, read_tokens
+from endprompt.eval.perplexity import perplexity, read_tokens, scored_windows
 
 COUNT = 205
 
@@ -114,7 +114,7 @@ def test_strided_and_rolling_windows_cover_every_token_once(count, window, share
     for definition, first in (("strided", 1), ("rolling", 0)):
         covered = [
             token
-            for w in cut(count, window, stride, definition)
+            for w in scored_windows(count, window, stride, definition)
             for token in range(w.end - w.scored, w.end)
         ]
         alone = range(0, count, stride) if definition == "strided" and stride == window else ()
@@ -143,6 +143,6 @@ def test_files_that_cannot_be_these_tokens_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"float64\[2, 2\]: give int\[tokens\]"):
         read_tokens(tmp_path / "f.npy", 320)
     with pytest.raises(EvaluationError, match="need 1 <= stride <= window"):
-        cut(100, 10, 20, "strided")
+        scored_windows(100, 10, 20, "strided")
     with pytest.raises(EvaluationError, match="10 tokens are too few for window-mean"):
-        cut(10, 10, 2, "window-mean")
+        scored_windows(10, 10, 2, "window-mean")

@@ -18,7 +18,7 @@ from run_sample import sample
 
 from endprompt.errors import DataError
 from endprompt.report import figures, page
-from endprompt.report.reading import read
+from endprompt.report.run_files import read
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{7*7}} $x^2$"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endprompt.report import tables
-from endprompt.report.reading import METRICS
+from endprompt.report.run_files import METRICS
 from endprompt.report.tables import Cell, Table
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endprompt.report import verdict as v
-from endprompt.report.reading import METRICS
+from endprompt.report.run_files import METRICS
 
 LOSS, NEEDLE = METRICS[0], METRICS[1]
 
@@ -33,7 +33,7 @@ def made(*arms: dict[str, Any], target: int = 200) -> dict[str, Any]:
 def test_no_difference_at_all_is_not_significant() -> None:
     same = {200: [1.0, 2.0, 3.0]}
     run = made(arm("base", same, trained=False), arm("ours", same, trained=True))
-    assert [one.outcome for one in v.comparisons(run)] == ["not significant"]
+    assert [one.significance for one in v.comparisons(run)] == ["not significant"]
 
 
 def test_a_lower_loss_is_a_gain_and_a_higher_one_is_called_worse() -> None:
@@ -119,7 +119,7 @@ def test_values_that_do_not_pair_give_no_interval() -> None:
     base = arm("base", {200: [4.0, 4.1, 4.2, 4.3]}, trained=False)
     ours = arm("ours", {200: [1.0, 1.1, 1.2]}, trained=True)
     [one] = v.comparisons(made(base, ours))
-    assert one.outcome == "not significant"
+    assert one.significance == "not significant"
     assert "no interval from 0 pairs" in one.interval
 
 
@@ -135,9 +135,9 @@ numbers = st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 3))
 def test_swapping_the_arms_swaps_the_outcome(pairs: list[tuple[float, float]]) -> None:
     one, two = (list(side) for side in zip(*pairs, strict=True))
 
-    def outcome(ours: list[float], other: list[float]) -> str:
+    def significance(ours: list[float], other: list[float]) -> str:
         run = made(arm("base", {200: other}, trained=False), arm("ours", {200: ours}, trained=True))
-        return v.comparisons(run)[0].outcome
+        return v.comparisons(run)[0].significance
 
     mirror = {"better": "worse", "worse": "better", "not significant": "not significant"}
-    assert outcome(one, two) == mirror[outcome(two, one)]
+    assert significance(one, two) == mirror[significance(two, one)]

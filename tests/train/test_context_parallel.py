@@ -27,7 +27,7 @@ def test_every_column_is_cut_and_a_token_keeps_what_is_predicted_from_it() -> No
     given: dict[str, Any] = {}
     accelerator = SimpleNamespace(maybe_context_parallel=lambda **named: given.update(named))
     batch = a_batch(length=37)
-    context, columns = context_parallel.cut(accelerator, aligned(batch), 2)
+    context, columns = context_parallel.split_row(accelerator, aligned(batch), 2)
     context()
     assert [id(each) for each in given["buffers"]] == [id(each) for each in columns.values()]
     assert given["no_restore_buffers"] == set(columns.values())

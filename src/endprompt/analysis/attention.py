@@ -68,7 +68,7 @@ def record(model: Any, input_ids_T: Sequence[int], positions_T: Any = None) -> l
     ids = torch.as_tensor(np.asarray(input_ids_T), device=model.device)[None]
     positions = torch.arange(ids.shape[1]) if positions_T is None else torch.as_tensor(positions_T)
     positions_1T = positions.to(model.device)[None]
-    with recording(model) as found:
+    with recording(model) as recorded:
         model.base_model(
             input_ids=ids,
             position_ids=positions_1T,
@@ -77,11 +77,13 @@ def record(model: Any, input_ids_T: Sequence[int], positions_T: Any = None) -> l
         )
     return [
         Layer(
-            _array(each.query_HTD),
-            _array(each.key_KTD.repeat_interleave(len(each.query_HTD) // len(each.key_KTD), dim=0)),
-            each.scaling,
+            _array(layer.query_HTD),
+            _array(
+                layer.key_KTD.repeat_interleave(len(layer.query_HTD) // len(layer.key_KTD), dim=0)
+            ),
+            layer.scaling,
         )
-        for _, each in sorted(found.items())
+        for _, layer in sorted(recorded.items())
     ]
 
 
@@ -156,7 +158,7 @@ def tightness(
     indices   of the layers that contents are of; None: 0, 1, ...
     """
     rng = np.random.default_rng(seed)
-    s, found = rope.factor(base.window, target), []
+    s, bounds = rope.factor(base.window, target), []
     for place, layer in zip(indices or range(len(contents)), contents, strict=True):
         H, T, _ = layer.query_HTD.shape
         still = np.zeros(len(layer.frequency_J) - base.rotary_size // 2)
@@ -186,11 +188,11 @@ def tightness(
                 np.array(carried, dtype=np.float64),
             )  # fmt: skip
             means = np.stack(columns).reshape(len(columns), H, pairs).mean(axis=-1)
-            found += [
+            bounds += [
                 HeadSmoothness(place, h, scaling, *(float(x) for x in means[:, h]))
                 for h in range(H)
             ]
-    return found
+    return bounds
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,11 @@ def reach(
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         inside = [(bin_QT == e) & counted_QT for e in range(E)]
-        mass.append([weights[:, one].sum(axis=-1) / len(last) for one in inside])
+        mass.append([weights[:, band].sum(axis=-1) / len(last) for band in inside])
         mean.append(
             [
-                logits[:, one].mean(axis=-1) if one.any() else np.full(len(logits), np.nan)
-                for one in inside
+                logits[:, band].mean(axis=-1) if band.any() else np.full(len(logits), np.nan)
+                for band in inside
             ]
         )
     return Reach(

@@ -56,7 +56,7 @@ def summary(
     rows = list(rows)
     counts = pairs_by_distance(recipe, rows, target=target)
     counts[0] = 0
-    found = theory.intervals(counts, theory.octaves(target, parts=8))
+    intervals = theory.intervals(counts, theory.octaves(target, parts=8))
     seen = np.flatnonzero(counts)
     return {
         "name": name,
@@ -64,7 +64,7 @@ def summary(
         "rows": len(rows),
         "distances": len(seen),
         "longest": int(seen.max(initial=0)),
-        "intervals": [[first, last, pairs / len(rows)] for first, last, pairs in found],
+        "intervals": [[first, last, pairs / len(rows)] for first, last, pairs in intervals],
     }
 
 

@@ -50,7 +50,7 @@ def table(
     row_tokens  physical tokens of a short row; None: the window
     """
     short = _cost(recipes.load("short"), row_tokens or window, decoder)
-    found = []
+    entries = []
     for name in names:
         recipe = recipes.load(name)
         tokens = _row_tokens(recipe, row_tokens or window, window, target)
@@ -59,7 +59,7 @@ def table(
             drawn = coverage.drawn_rows(recipe, tokens, target=target, count=rows)
             counts = coverage.pairs_by_distance(recipe, drawn, target=target)
         counts[0] = 0
-        found.append(
+        entries.append(
             Line(
                 recipe=recipe,
                 row_tokens=tokens,
@@ -69,7 +69,7 @@ def table(
                 cost=_cost(recipe, tokens, decoder) / short,
             )
         )
-    return found
+    return entries
 
 
 def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: str) -> str:

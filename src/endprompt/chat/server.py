@@ -152,8 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if text:
                     lines.write({"text": text})
 
-        used, reading = talk.prompt(question)
-        lines.write({"reading": reading, "used": used, "window": talk.window})
+        used, tokens_read = talk.prompt(question)
+        lines.write({"reading": tokens_read, "used": used, "window": talk.window})
         try:
             answer = talk.ask(
                 question,
@@ -193,14 +193,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said)
             return None
         try:
-            found = records.parse(self.rfile.read(int(length)))
+            body = records.parse(self.rfile.read(int(length)))
         except ValueError:
-            found = None
+            body = None
         self.close_connection = False
-        if not isinstance(found, dict):
+        if not isinstance(body, dict):
             self._reply(HTTPStatus.BAD_REQUEST, {"error": "that is no JSON object"})
             return None
-        return found
+        return body
 
     def _reply(self, status: HTTPStatus, value: Any) -> None:
         self._send(status, "application/json", json.dumps(value).encode())

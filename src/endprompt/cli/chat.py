@@ -60,9 +60,9 @@ def register(app: typer.Typer) -> None:
             text = file.read_text(encoding="utf-8") if file else ""
         except UnicodeDecodeError:
             raise TextError(f"{file} is no UTF-8 text: convert it first") from None
-        from endprompt.io.quiet import quiet
+        from endprompt.io.library_output import silence_libraries
 
-        quiet()
+        silence_libraries()
         from transformers import TextStreamer
 
         from endprompt.chat import Conversation

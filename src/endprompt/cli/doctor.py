@@ -55,11 +55,11 @@ def register(app: typer.Typer) -> None:
         from endprompt import units
         from endprompt.errors import RecipeError
         from endprompt.io import result_files
+        from endprompt.io.library_output import silence_libraries
         from endprompt.io.progress import tell
-        from endprompt.io.quiet import quiet
 
         if known:
-            quiet()
+            silence_libraries()
             from endprompt.export import families as listing
 
             write(listing.markdown())
@@ -73,7 +73,7 @@ def register(app: typer.Typer) -> None:
             overrides["rope.scaling"] = scaling
         recipe = recipes.load(method).replace(overrides)
         tell(progress, 0, 3)
-        quiet()
+        silence_libraries()
         from endprompt.models import checkpoint as models
         from endprompt.models import embedded
         from endprompt.train import calibration, position_check

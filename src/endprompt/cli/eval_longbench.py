@@ -120,8 +120,8 @@ def score(
         ]
         english = any(row.dataset.removesuffix("_e") in longbench.ENGLISH for row in scores)
         averages = longbench.averages(scores).model_dump(mode="json") if english else None
-        found = Scores(suite="longbench", scores=rows, averages=averages)
-        result_files.write(out, "eval score longbench", found.model_dump(mode="json"))
+        record = Scores(suite="longbench", scores=rows, averages=averages)
+        result_files.write(out, "eval score longbench", record.model_dump(mode="json"))
 
 
 def show(scores: list) -> None:

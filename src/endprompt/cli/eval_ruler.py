@@ -143,10 +143,10 @@ def score(
     from endprompt.units import lengths
 
     result_files.require_replaceable(json_out, "eval score ruler", force=True)
-    found = find_predictions(predictions, task, lengths(length)[0] if length else None)
+    files = find_predictions(predictions, task, lengths(length)[0] if length else None)
     scores: dict[int, list[TaskScore]] = {}
     rows: list[Score] = []
-    for item in found:
+    for item in files:
         result = score_task(item.task, read_predictions(item.path))
         record = read_record(item.data_in(data)) if data else read_record(item.path)
         at = item.length or (record or {}).get("length") or 0

@@ -150,10 +150,11 @@ def run(
     """
     from endprompt.errors import EvaluationError
     from endprompt.eval.config import load
+    from endprompt.io.library_output import silence_libraries
 
     chosen = load(config, screen.given(ctx, "config", "out"))
     if chosen.server is None:
-        screen.quiet()
+        silence_libraries()
     from endprompt.eval.run import evaluate
 
     def show(name: str, cells: Sequence[Cell], summary: Summary | None) -> None:
@@ -202,12 +203,12 @@ def _show(name: str, summary: Summary, sizes: Sequence[int]) -> None:
         means = {
             size: [cell.mean for cell in summary.cells if cell.length == size] for size in sizes
         }
-        for size, found in means.items():
+        for size, values in means.items():
             mark = " (target)" if size == sizes[-1] else ""
-            if found:
+            if values:
                 echo(
-                    f"{size} tokens{mark}: average {100 * float(np.mean(found)):.1f} "
-                    f"over {len(found)} tasks"
+                    f"{size} tokens{mark}: average {100 * float(np.mean(values)):.1f} "
+                    f"over {len(values)} tasks"
                 )
 
 

@@ -18,16 +18,11 @@ DTYPE = (
 )
 
 
-def quiet() -> None:
-    """Keep libraries from writing between the lines of the command."""
-    from endprompt.io import quiet
-
-    quiet.quiet()
-
-
 def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     """The model of a command, with libraries kept quiet."""
-    quiet()
+    from endprompt.io.library_output import silence_libraries
+
+    silence_libraries()
     from endprompt.eval.engine import Engine
     from endprompt.models import embedded
 
@@ -67,9 +62,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; floats with three decimals."""
     from endprompt.cli.console import Console, Table
 
-    found = Table()
+    shown = Table()
     for header in headers:
-        found.add_column(header, overflow="fold")
+        shown.add_column(header, overflow="fold")
     for row in rows:
-        found.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(found)
+        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console().print(shown)

@@ -102,11 +102,11 @@ def export(
     wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
     length = units.tokens(tokens) if tokens else None
     from endprompt.io import hub
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
 
     if push:
         hub.check(push)
-    quiet()
+    silence_libraries()
     from endprompt.export import checkpoint
 
     console = Console()
@@ -162,9 +162,9 @@ def verify(
 
         endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1
     """
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
 
-    quiet()
+    silence_libraries()
     from endprompt.errors import EvaluationError
     from endprompt.export import verify as checking
 

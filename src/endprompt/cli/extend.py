@@ -88,9 +88,9 @@ def register(app: typer.Typer) -> None:
         wanted = units.lengths(lengths) if lengths else None
         from endprompt.cli.screen import Screen
         from endprompt.io import provenance
-        from endprompt.io.quiet import quiet
+        from endprompt.io.library_output import silence_libraries
 
-        quiet()
+        silence_libraries()
         from endprompt.extension import run as extension
 
         request = extension.Request(

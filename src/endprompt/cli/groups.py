@@ -34,7 +34,9 @@ def in_sections(sections: Mapping[str, tuple[str, ...]]) -> type[TyperGroup]:
     class InSections(TyperGroup):
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             visible = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-            visible = {name: one for name, one in visible.items() if one and not one.hidden}
+            visible = {
+                name: command for name, command in visible.items() if command and not command.hidden
+            }
             placed = {name for names in sections.values() for name in names}
             other = tuple(name for name in visible if name not in placed)
             column = max(map(len, visible), default=0)

@@ -78,9 +78,9 @@ def register(app: typer.Typer) -> None:
         console = Console()
         target, old = units.tokens(to), units.tokens(window)
         named = what or ["endprompt", "pose", "short"]
-        models = [one for one in named if (Path(one) / "config.json").is_file()]
-        runs = [one for one in named if inspect_run.is_run(one)]
-        recipes = [one for one in named if one not in (*models, *runs)]
+        models = [name for name in named if (Path(name) / "config.json").is_file()]
+        runs = [name for name in named if inspect_run.is_run(name)]
+        recipes = [name for name in named if name not in (*models, *runs)]
         files: list[Table] = []
         with (
             nullcontext()
@@ -122,14 +122,14 @@ def _recipes(
     from endprompt.report.figures import coverage as draw
     from endprompt.report.tables import Cell, Table
 
-    found = []
+    summaries = []
     for name in names:
         recipe = recipes.load(name)
         if row_tokens is not None and recipe.rows.tokens != "target":
             recipe = recipe.replace({"rows.tokens": row_tokens})
         recipe = recipe.resolve(window=window, target=target, gpu=True)
         sampled = coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=target, count=count)
-        found.append(coverage.summary(name, recipe.name, recipe, sampled, target=target))
+        summaries.append(coverage.summary(name, recipe.name, recipe, sampled, target=target))
     console.print(
         f"Distances in 1 .. {target - 1:,}, counted on {count} rows; old window {window:,}.",
         highlight=False,
@@ -140,32 +140,32 @@ def _recipes(
     )
     columns = ("recipe", "distances trained", "longest", "pairs beyond the window", "first gap")
     rows = []
-    for one in found:
-        beyond = sum(pairs for first, _, pairs in one["intervals"] if first >= window)
-        whole = sum(pairs for *_, pairs in one["intervals"])
+    for summary in summaries:
+        beyond = sum(pairs for first, _, pairs in summary["intervals"] if first >= window)
+        whole = sum(pairs for *_, pairs in summary["intervals"])
         rows.append(
             (
-                Cell(one["name"]),
-                Cell(f"{one['distances'] / (target - 1):.1%}", value=one["distances"]),
-                Cell(f"{one['longest']:,}", value=one["longest"]),
+                Cell(summary["name"]),
+                Cell(f"{summary['distances'] / (target - 1):.1%}", value=summary["distances"]),
+                Cell(f"{summary['longest']:,}", value=summary["longest"]),
                 Cell(f"{beyond / whole:.2%}" if whole else "0%", value=beyond),
-                Cell(_first_gap(one["intervals"], target)),
+                Cell(_first_gap(summary["intervals"], target)),
             )
         )
     table = Table("coverage", "Distances that rows train", columns, tuple(rows))
-    width = max(len(one["name"]) for one in found)
+    width = max(len(summary["name"]) for summary in summaries)
     edges = [0, *theory.octaves(target, parts=4), target]
     console.print(f"{'':{width}}  {_axis(edges)}", highlight=False)
-    for one in found:
-        bar = _shaded(one["intervals"], edges)
-        console.print(f"{one['name']:{width}}  {bar}", markup=False, highlight=False)
+    for summary in summaries:
+        bar = _shaded(summary["intervals"], edges)
+        console.print(f"{summary['name']:{width}}  {bar}", markup=False, highlight=False)
     _show(console, table)
     if out is not None:
         drawing = draw(
             {
                 "target": target,
                 "model": {"window_tokens": window},
-                "coverage": {"recipes": [one for one in found if one["intervals"]]},
+                "coverage": {"recipes": [summary for summary in summaries if summary["intervals"]]},
             }
         )
         if drawing is not None:
@@ -221,10 +221,10 @@ def _model(
     from endprompt import theory
     from endprompt.analysis import attention
     from endprompt.cli.inspect_run import text_ids
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
     from endprompt.models import checkpoint as models
 
-    quiet()
+    silence_libraries()
     config = models.load_config(path)
     ids = text_ids(path, text, tokens)
     console.print(f"{path}: reading {len(ids):,} tokens", markup=False, highlight=False)
@@ -244,13 +244,13 @@ def _model(
         contents = [
             attention.unrotate(layers[i], np.arange(len(ids)), base.own, base) for i in scaled
         ]
-        found = attention.tightness(
+        heads = attention.tightness(
             contents, base, target=target, gap=gap, pairs=pairs, indices=scaled
         )
         console.print(
             f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
         )
-        tables += [_by_scaling(found, base, target, name), _by_head(found, name)]
+        tables += [_by_scaling(heads, base, target, name), _by_head(heads, name)]
         _show(console, tables[2])
         _show(console, tables[3], rows=12)
     else:
@@ -286,32 +286,32 @@ def _far_heads(far: Any, beyond: int, name: str) -> Table:
     return Table(f"far_heads_{name}", caption, ("layer", "head", "share"), tuple(rows))
 
 
-def _by_scaling(found: list[Any], base: Any, target: int, name: str) -> Table:
+def _by_scaling(bounds: list[Any], base: Any, target: int, name: str) -> Table:
     from statistics import fmean, median
 
     from endprompt import rope
     from endprompt.report.tables import Cell, Table
 
     rows = []
-    for scaling in dict.fromkeys(one.scaling for one in found):
-        mine = [one for one in found if one.scaling == scaling]
+    for scaling in dict.fromkeys(bound.scaling for bound in bounds):
+        mine = [bound for bound in bounds if bound.scaling == scaling]
         parameters = rope.parameters(base, scaling, rope.factor(base.window, target))
         w, _ = rope.inverse_frequencies(
             parameters, base.rotary_size, length=target, window=base.window
         )
-        tight = [one.tightness for one in mine]
+        tight = [bound.tightness for bound in mine]
         rows.append(
             (
                 Cell(scaling),
                 Cell(f"{w.max():.4g}", value=float(w.max())),
-                _number(fmean(one.value for one in mine)),
-                _number(fmean(one.slope for one in mine)),
-                _number(fmean(one.bound for one in mine)),
+                _number(fmean(bound.value for bound in mine)),
+                _number(fmean(bound.slope for bound in mine)),
+                _number(fmean(bound.bound for bound in mine)),
                 _number(median(tight)),
                 Cell(f"{min(tight):.3f} to {max(tight):.3f}"),
-                _number(median(one.curvature_tightness for one in mine)),
-                _number(median(one.finer for one in mine)),
-                Cell(f"{fmean(one.carried for one in mine):,.0f}"),
+                _number(median(bound.curvature_tightness for bound in mine)),
+                _number(median(bound.finer for bound in mine)),
+                Cell(f"{fmean(bound.carried for bound in mine):,.0f}"),
             )
         )
     columns = (
@@ -325,12 +325,12 @@ def _by_scaling(found: list[Any], base: Any, target: int, name: str) -> Table:
     return Table(f"smoothness_{name}", caption, columns, tuple(rows))
 
 
-def _by_head(found: list[Any], name: str) -> Table:
+def _by_head(bounds: list[Any], name: str) -> Table:
     from endprompt.report.tables import Cell, Table
 
-    scalings = list(dict.fromkeys(one.scaling for one in found))
-    heads = list(dict.fromkeys((one.layer, one.head) for one in found))
-    by_place = {(one.layer, one.head, one.scaling): one for one in found}
+    scalings = list(dict.fromkeys(bound.scaling for bound in bounds))
+    heads = list(dict.fromkeys((bound.layer, bound.head) for bound in bounds))
+    by_place = {(bound.layer, bound.head, bound.scaling): bound for bound in bounds}
     plain = scalings[0]
     heads.sort(key=lambda at: -by_place[(*at, plain)].tightness)
     columns = ("layer", "head", "sup|S|", *scalings)
@@ -342,7 +342,7 @@ def _by_head(found: list[Any], name: str) -> Table:
                 Cell(str(layer), value=layer),
                 Cell(str(head), value=head),
                 _number(mine[0].value),
-                *(_number(one.tightness) for one in mine),
+                *(_number(bound.tightness) for bound in mine),
             )
         )
     caption = "Tightness by head, sup|S'| over Bernstein's bound, tightest first"
@@ -363,13 +363,13 @@ def _show(console: Any, table: Table, rows: int | None = None) -> None:
 
     shown = table.rows[:rows]
     left = len(table.rows) - len(shown)
-    made = RichTable(box=box.SIMPLE)
+    rich_table = RichTable(box=box.SIMPLE)
     for column in table.columns:
-        made.add_column(escape(column), overflow="fold")
+        rich_table.add_column(escape(column), overflow="fold")
     for row in shown:
-        made.add_row(*(escape(f"{cell.text} {cell.note}".strip()) for cell in row))
+        rich_table.add_row(*(escape(f"{cell.text} {cell.note}".strip()) for cell in row))
     console.print()
     console.print(f"{table.caption}", markup=False, highlight=False)
-    console.print(made)
+    console.print(rich_table)
     if left:
         console.print(f"{left} more with --out", highlight=False)

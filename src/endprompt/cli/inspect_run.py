@@ -29,11 +29,11 @@ def look(
     Raises DataError when the run trained nothing or its models are gone.
     """
     from endprompt.errors import DataError
-    from endprompt.io.quiet import quiet
+    from endprompt.io.library_output import silence_libraries
     from endprompt.recipe import build_recorded
-    from endprompt.report.reading import read
+    from endprompt.report.run_files import read
 
-    quiet()
+    silence_libraries()
     run = read(folder)
     recipe = build_recorded(run["recipe"], f"recipe of {folder}")
     before, after = (folder / "arms" / name / "model" for name in ("untrained", recipe.name))
@@ -61,7 +61,7 @@ def look(
         from endprompt.report.figures import terminal_over_training
 
         tables.append(_signal_table(signals, name))
-        gradients = [one["gradient on the prefix"] for one in signals]
+        gradients = [signal["gradient on the prefix"] for signal in signals]
         drawing = terminal_over_training(curve, gradients, name)
         drawings = [drawing] if drawing is not None else []
     else:
@@ -120,11 +120,11 @@ def _by_layer(before: Any, after: Any, name: str) -> Table:
     for layer in range(before.mass_LHE.shape[0]):
         cells = [Cell(str(layer), value=layer)]
         for band, _ in bands:
-            for one in (before, after):
-                share = float(one.mass_LHE[layer, :, band].mean())
+            for layers in (before, after):
+                share = float(layers.mass_LHE[layer, :, band].mean())
                 cells.append(Cell(f"{share:.3f}", value=share))
-        for one in (before, after):
-            score = float(np.mean(one.score_LHE[layer, :, bands[-1][0]]))
+        for layers in (before, after):
+            score = float(np.mean(layers.score_LHE[layer, :, bands[-1][0]]))
             cells.append(Cell(f"{score:.2f}", value=score))
         rows.append(tuple(cells))
     columns = ["layer"]
@@ -178,18 +178,18 @@ def _signals(
     rows = rows_with_terminals(recipe, documents, writer, target)
     if not rows:
         return []
-    found = []
+    signals = []
     for path in models_:
         model = models.load(str(path), models.load_config(str(path)))
         signal = terminal_signal(model, collate(rows))
-        found.append(
+        signals.append(
             {
                 "loss of the terminal": signal.terminal_loss,
                 "gradient on the prefix": signal.prefix_gradient,
                 "gradient on the terminal": signal.terminal_gradient,
             }
         )
-    return found
+    return signals
 
 
 def _signal_table(signals: list[dict[str, float]], name: str) -> Table:

@@ -148,9 +148,9 @@ def _factor(text: str) -> int:
 
 def _headroom(text: str) -> float:
     try:
-        found = float(text)
+        headroom = float(text)
     except ValueError:
-        found = 0.0
-    if not 0.5 <= found <= 16:
+        headroom = 0.0
+    if not 0.5 <= headroom <= 16:
         raise typer.BadParameter(f"{text!r} is no multiple from 0.5 to 16")
-    return found
+    return headroom

@@ -91,7 +91,7 @@ def register(app: typer.Typer) -> None:
             )
         _show(lines, where, model, target, price)
         if json:
-            found = {
+            record = {
                 "kind": "plan",
                 "model": model,
                 "weights": sized.decoder.weights,
@@ -104,7 +104,7 @@ def register(app: typer.Typer) -> None:
                 "attention_flops_per_second": where.device.attention,
                 "methods": [line.as_dict(price, where.count) for line in lines],
             }
-            result_files.write(json, "plan", found)
+            result_files.write(json, "plan", record)
             echo(f"record  {json}")
 
 
@@ -145,12 +145,12 @@ def _this_machine(decoder: Decoder) -> plans.Machine:
         link = known.link if known else plans.DEVICES["rtx4090"].link
         device = plans.Device(properties.name, properties.total_memory, peak, link)
         return plans.Machine(device, torch.cuda.device_count())
-    found = provenance.device()
+    machine = provenance.device()
     peak = calibration.matmul_peak(torch.device("cpu"), bf16=False, times=60)
-    name = f"{found['processor']}, {torch.get_num_threads()} threads"
+    name = f"{machine['processor']}, {torch.get_num_threads()} threads"
     return plans.cpu(
         name,
-        memory_bytes=found["memory_gib"] * GIB,
+        memory_bytes=machine["memory_gib"] * GIB,
         peak=peak,
         attention=calibration.attention_speed(decoder.heads, decoder.head_size),
         tokens=calibration.ATTENTION_TOKENS,
@@ -225,10 +225,10 @@ def _show(
 
 def _alike(lines: list[plans.Line]) -> list[tuple[list[str], plans.Line]]:
     """Methods whose costs are equal, under one of them."""
-    found: dict[plans.Line, list[str]] = {}
+    groups: dict[plans.Line, list[str]] = {}
     for line in lines:
-        found.setdefault(replace(line, method=""), []).append(line.method)
-    return [(names, replace(line, method=names[0])) for line, names in found.items()]
+        groups.setdefault(replace(line, method=""), []).append(line.method)
+    return [(names, replace(line, method=names[0])) for line, names in groups.items()]
 
 
 def _gib(size: float) -> str:

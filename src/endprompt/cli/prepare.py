@@ -216,14 +216,14 @@ def show(
         seed=chosen.training.seed,
         count=row,  # rows before this one: `epochs` then says how often the text was shown
     )
-    made = source.row(row)
+    shown_row = source.row(row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"row {row}, epoch {int(source.epochs)}: {len(made.tokens_T):,} tokens, "
+        f"row {row}, epoch {int(source.epochs)}: {len(shown_row.tokens_T):,} tokens, "
         f"recipe {chosen.name}, target {goal:,}, seed {chosen.training.seed}",
         markup=False,
     )
-    for line in _segments(made, loaded, full=full):
+    for line in _segments(shown_row, loaded, full=full):
         console.print(line, markup=False)
 
 

@@ -44,9 +44,9 @@ def register(app: typer.Typer) -> None:
         """
         from endprompt.io import claims, result_files
         from endprompt.report.page import write
-        from endprompt.report.reading import read
+        from endprompt.report.run_files import read
 
-        found = {name: read(path) for name, path in _named(runs).items()}
+        records = {name: read(path) for name, path in _named(runs).items()}
         page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
         folder = page.with_suffix("")
         folder = folder.with_name(f"{folder.name}-files") if assets else None
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
             if folder is None
             else claims.product(folder, "report", reads=runs, force=force)
         ) as partial:
-            written = write(found, page, assets=partial)
+            written = write(records, page, assets=partial)
         echo(f"{page} ({page.stat().st_size / 1024:.0f} KiB)")
         if folder is not None:
             echo(f"{folder} ({len(written) - 1} files)")

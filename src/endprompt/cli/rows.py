@@ -54,10 +54,11 @@ def register(app: typer.Typer) -> None:
 
         from endprompt import recipe as recipes
         from endprompt import units
-        from endprompt.io import hub, quiet
+        from endprompt.io import hub
+        from endprompt.io.library_output import silence_libraries
 
         target = units.tokens(to)
-        quiet.quiet()
+        silence_libraries()
         from endprompt.trainers.rows import write_rows
 
         if push is not None:

@@ -59,9 +59,9 @@ def register(app: typer.Typer) -> None:
         from endprompt.sft import settings as tuning
 
         chosen = tuning.load(recipe, parse_overrides(settings))
-        from endprompt.io.quiet import quiet
+        from endprompt.io.library_output import silence_libraries
 
-        quiet()
+        silence_libraries()
         from accelerate import PartialState
 
         from endprompt.sft import record

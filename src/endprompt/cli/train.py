@@ -47,9 +47,9 @@ def register(app: typer.Typer) -> None:
         target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         chosen = recipes.load(recipe).replace(overrides)
-        from endprompt.io import quiet
+        from endprompt.io.library_output import silence_libraries
 
-        quiet.quiet()
+        silence_libraries()
         import torch
         from accelerate import PartialState
 

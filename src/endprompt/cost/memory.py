@@ -180,7 +180,7 @@ def tokens_at_once(
         )
         return held.total <= ROOM_AT_ONCE * device_bytes
 
-    found = TOKENS_AT_ONCE
-    while found < MOST_AT_ONCE and fits(2 * found):
-        found *= 2
-    return found
+    most = TOKENS_AT_ONCE
+    while most < MOST_AT_ONCE and fits(2 * most):
+        most *= 2
+    return most

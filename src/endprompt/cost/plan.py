@@ -143,7 +143,7 @@ class Line:
 
     def as_dict(self, price: float | None = None, count: int = 1) -> dict[str, Any]:
         """For JSON; `price` is money for a device and hour, of `count` devices."""
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "method": self.method,
             "row_tokens": self.row_tokens,
             "rows_per_step": self.rows_per_step,
@@ -164,8 +164,8 @@ class Line:
             }
             if price is not None:
                 option["money"] = seconds / 3600 * count * price
-            found["options"].append(option)
-        return found
+            record["options"].append(option)
+        return record
 
 
 def machine(text: str) -> Machine:
@@ -327,14 +327,14 @@ def paper() -> list[tuple[str, float, float]]:
         name: line(recipes.load(name), size.decoder, where, window=8192, target=65536)
         for name in ("endprompt", *PAPER["speedup"])
     }
-    sharded = {name: one.options[-1] for name, one in lines.items()}
-    found = [
+    sharded = {name: costed.options[-1] for name, costed in lines.items()}
+    ratios = [
         (f"GB a device, {name}", figure, sharded[name][1].total / 1e9)
         for name, figure in PAPER["memory_gb"].items()
     ]
     per_token = {name: sharded[name][2] / lines[name].tokens for name in lines}
-    found += [
+    ratios += [
         (f"time of {name} / endprompt", figure, per_token[name] / per_token["endprompt"])
         for name, figure in PAPER["speedup"].items()
     ]
-    return found
+    return ratios

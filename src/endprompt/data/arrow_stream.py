@@ -59,13 +59,13 @@ class BoundedStream:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, as a file does."""
-        found = bytearray()
-        while len(found) < size:
+        buffer = bytearray()
+        while len(buffer) < size:
             if self._waiting:
-                piece = self._waiting[: size - len(found)]
+                piece = self._waiting[: size - len(buffer)]
                 self._waiting = self._waiting[len(piece) :]
             elif self._body:
-                piece = self.raw.read(min(self._body, size - len(found)))
+                piece = self.raw.read(min(self._body, size - len(buffer)))
                 if not piece:
                     raise BrokenStream("a batch is cut short")
                 self._body -= len(piece)
@@ -74,10 +74,10 @@ class BoundedStream:
             else:
                 self._message()
                 continue
-            if not found and len(piece) == size:
+            if not buffer and len(piece) == size:
                 return bytes(piece)
-            found += piece
-        return bytes(found)
+            buffer += piece
+        return bytes(buffer)
 
     def _message(self) -> None:
         """Read the next message's header, and decide whether Arrow sees the message."""

@@ -88,10 +88,10 @@ class Fingerprints:
         shared = np.zeros(length + 1, np.int32)  # +1 where a shared stretch begins, -1 at its end
         reach = GRAM << self.thinned
         places, hashes = _kept(numbers)
-        found = places[_multiple(hashes, self.thinned) & self._holds(hashes)]
-        if not len(found):
+        copies = places[_multiple(hashes, self.thinned) & self._holds(hashes)]
+        if not len(copies):
             return []
-        starts = np.maximum(found - (reach - GRAM) // 2, 0)
+        starts = np.maximum(copies - (reach - GRAM) // 2, 0)
         np.add.at(shared, starts, 1)
         np.add.at(shared, np.minimum(starts + reach, length), -1)
         until = np.r_[0, np.cumsum(np.cumsum(shared[:-1]) > 0)]
@@ -134,13 +134,13 @@ def _without_small_rests(copied: list[tuple[int, int]], length: int) -> list[tup
 
 def _kept(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places and hashes that winnowing keeps of uint64[words]: int64[N], uint64[N]."""
-    found = [(np.empty(0, np.int64), np.empty(0, np.uint64))]
+    kept = [(np.empty(0, np.int64), np.empty(0, np.uint64))]
     overlap = GRAM + WINDOW - 2
     for start in range(0, max(1, len(numbers) - overlap), _CHUNK):  # a chunk fits into the cache
         hashes = _hashes(numbers[start : start + _CHUNK + overlap])
         places = np.arange(len(hashes)) if len(hashes) < WINDOW else _minima(hashes)
-        found.append((places + start, hashes[places]))
-    places, hashes = zip(*found, strict=True)
+        kept.append((places + start, hashes[places]))
+    places, hashes = zip(*kept, strict=True)
     return np.concatenate(places), np.concatenate(hashes)
 
 
@@ -159,12 +159,12 @@ def _minima(hashes: np.ndarray) -> np.ndarray:
 
 def _hashes(numbers: np.ndarray) -> np.ndarray:
     """uint64[max(1, words - GRAM + 1)], a hash of the GRAM words that begin at each place."""
-    found = _mixed(np.pad(numbers, (0, max(0, GRAM - len(numbers)))))
+    hashes = _mixed(np.pad(numbers, (0, max(0, GRAM - len(numbers)))))
     for step in (1, 2, 4, 8):
-        joined = found[:-step] * _ODD
-        joined += found[step:]
-        found = _mixed(joined)
-    return found
+        joined = hashes[:-step] * _ODD
+        joined += hashes[step:]
+        hashes = _mixed(joined)
+    return hashes
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -181,8 +181,8 @@ def _multiple(hashes: np.ndarray, thinned: int) -> np.ndarray:
 
 def _merged(parts: list[np.ndarray], thinned: int) -> tuple[np.ndarray, int]:
     """Hashes of all parts, each once, thinned until they are no more than LARGEST."""
-    found = np.unique(np.concatenate(parts))
-    while len(found) > LARGEST:
+    merged = np.unique(np.concatenate(parts))
+    while len(merged) > LARGEST:
         thinned += 1
-        found = found[_multiple(found, thinned)]
-    return found, thinned
+        merged = merged[_multiple(merged, thinned)]
+    return merged, thinned

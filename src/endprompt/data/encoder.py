@@ -51,7 +51,7 @@ class Encoder:
         self._encode, what = _backend(tokenizer)
         facts = json.dumps([self.vocabulary, self.bos, self.eos])
         self.digest = hashlib.sha256(f"{facts}\n{what}".encode()).hexdigest()
-        exact = (cut for cut, probes in _CUTS.items() if all(map(self._is_exact, probes)))
+        exact = (boundary for boundary, probes in _CUTS.items() if all(map(self._is_exact, probes)))
         self._cut = re.compile("|".join(exact) or r"(?!)")
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -67,9 +67,9 @@ class Encoder:
         start = 0
         while len(text) - start > 2 * PIECE_CHARACTERS:
             longest = start + LONGEST_PIECE_CHARACTERS
-            found = self._cut.search(text, start + PIECE_CHARACTERS, longest + 1)
-            if found is not None:
-                stop = found.start()
+            match = self._cut.search(text, start + PIECE_CHARACTERS, longest + 1)
+            if match is not None:
+                stop = match.start()
             elif longest >= len(text):
                 break
             else:
@@ -96,8 +96,8 @@ class Encoder:
 def _space_before(text: str, start: int, stop: int) -> int:
     """The last space or line's end in the second half of text[start:stop], or else its end."""
     half = (start + stop) // 2
-    found = max(text.rfind("\n", half, stop), text.rfind(" ", half, stop))
-    return found if found > start else stop
+    space = max(text.rfind("\n", half, stop), text.rfind(" ", half, stop))
+    return space if space > start else stop
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, name: str, *, given: bool) -> None:

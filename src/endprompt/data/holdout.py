@@ -96,16 +96,16 @@ def split(
     train = [piece for piece in whole if piece.document not in used]
     if not held:  # one document has more than half of the text: its end is kept back
         longest = max(whole, key=lambda piece: piece.stop)
-        cut = longest.stop - tokens
-        if cut < row_tokens:
+        border = longest.stop - tokens
+        if border < row_tokens:
             raise TextError(
                 f"text too short: the longest document has {longest.stop} tokens, and the "
                 f"evaluation needs {tokens} beside a training row of {row_tokens}: give more "
                 f"text, or lower --to or --lengths"
             )
-        held = [[longest.model_copy(update={"start": cut})]]
+        held = [[longest.model_copy(update={"start": border})]]
         train = [piece for piece in whole if piece is not longest]
-        train.append(longest.model_copy(update={"stop": cut}))
+        train.append(longest.model_copy(update={"stop": border}))
     return _without_copies(documents, train, held, row_tokens, Words(tokenizer))
 
 
@@ -146,9 +146,9 @@ def _without_copies(
     )
 
 
-def save(folder: Path, found: Split) -> None:
+def save(folder: Path, split: Split) -> None:
     """Write the split beside prepared documents."""
-    files.write_json(folder / FILE, found.plain())
+    files.write_json(folder / FILE, split.plain())
 
 
 def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, str]:
@@ -157,8 +157,8 @@ def training_documents(folder: str | Path, tokenizer: Any = None) -> tuple[Any, 
     documents = open_documents(folder, tokenizer=tokenizer)
     if not (folder / FILE).is_file():
         return documents, documents.fingerprint
-    found = _load(folder)
-    return View(documents, found.train), files.sha256_of([documents.fingerprint, found.plain()])
+    split = _load(folder)
+    return View(documents, split.train), files.sha256_of([documents.fingerprint, split.plain()])
 
 
 def copied_tokens(folder: Path) -> int:

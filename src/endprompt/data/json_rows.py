@@ -69,10 +69,10 @@ def elements(raw: BinaryIO) -> Iterator[bytes | TooLarge]:
                 else:
                     break
                 continue
-            found = (_BORDER_OF_ELEMENT if depth == 1 else _BORDER).search(chunk, at)
-            if found is None:
+            border = (_BORDER_OF_ELEMENT if depth == 1 else _BORDER).search(chunk, at)
+            if border is None:
                 break
-            at, mark = found.end(), found.group()
+            at, mark = border.end(), border.group()
             if mark == b'"':
                 in_string = True
             elif mark in b"[{":

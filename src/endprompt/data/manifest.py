@@ -64,9 +64,9 @@ def verify(folder: Path) -> list[str]:
         faults += _differs(folder, name, expected)
     for split in manifest["splits"].values():
         for entry in split["parts"]:
-            found = _differs(folder, entry["file"], entry["sha256"])
-            faults += found
-            if not found:
+            fault = _differs(folder, entry["file"], entry["sha256"])
+            faults += fault
+            if not fault:
                 faults += _contents(folder, entry, manifest["tokenizer"]["vocabulary"])
     return faults
 

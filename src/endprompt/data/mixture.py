@@ -89,7 +89,7 @@ class Cursor:
     dry: int | None = None
 
 
-class Reading:
+class WeightedReader:
     """Rows of several sources as one sequence; iterating gives (number of the source, item).
 
     Without weights: every source in turn, whole. With weights: always the source that is
@@ -168,7 +168,7 @@ def token_rates(sources: Sequence[Weighted], encoder: Encoder) -> list[float]:
     A rate and not the true count decides about turns, so that reading may run ahead of
     tokenising without the result depending on how far.
     """
-    found = []
+    rates = []
     for entry in sources:
         texts: list[str] = []
         characters = 0
@@ -177,8 +177,8 @@ def token_rates(sources: Sequence[Weighted], encoder: Encoder) -> list[float]:
                 texts.append(item.text[:_PROBE_CHARACTERS])
                 characters += len(texts[-1])
         tokens = sum(len(ids) for ids in encoder(texts))
-        found.append(tokens / characters if characters else 1.0)
-    return found
+        rates.append(tokens / characters if characters else 1.0)
+    return rates
 
 
 def size(item: Item) -> int:

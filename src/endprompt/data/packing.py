@@ -170,13 +170,13 @@ class Stream(Stretches):
         _, order, ends = self._joined
         place = int(np.searchsorted(ends, start, side="right"))
         inside = start - (int(ends[place - 1]) if place else 0)
-        found: list[NDArray[Any]] = []
+        parts: list[NDArray[Any]] = []
         while count > 0 and place < len(order):
             ids = self._documents[int(order[place])][inside : inside + count]
-            found.append(ids)
+            parts.append(ids)
             count -= len(ids)
             place, inside = place + 1, 0
-        return np.concatenate(found).astype(np.int64)
+        return np.concatenate(parts).astype(np.int64)
 
 
 def stretches(documents: Documents, tokens: int, seed: int, pack: Pack = "none") -> Stretches:
@@ -188,8 +188,8 @@ def stretches(documents: Documents, tokens: int, seed: int, pack: Pack = "none")
     Raises TextError when there isn't text for a single row.
     """
     kinds = {"none": OneDocument, "documents": WholeDocuments, "stream": Stream}
-    made = kinds[pack](documents, tokens, seed)
-    if len(made) == 0:
+    cut_text = kinds[pack](documents, tokens, seed)
+    if len(cut_text) == 0:
         lengths = np.asarray(documents.lengths)
         longest = int(lengths.max(initial=0))
         raise TextError(
@@ -197,7 +197,7 @@ def stretches(documents: Documents, tokens: int, seed: int, pack: Pack = "none")
             f"{len(lengths)} has {longest}: give longer text or lower rows.tokens"
             + (", or join documents with rows.pack" if pack == "none" else "")
         )
-    return made
+    return cut_text
 
 
 def best_fit(lengths_N: Ints, capacity: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -229,8 +229,8 @@ def best_fit(lengths_N: Ints, capacity: int, rng: np.random.Generator) -> tuple[
             if len(items) == 0:
                 break
             free = capacity if level is None else level
-            each = free // size
-            wanted = -(-len(items) // each)
+            share = free // size
+            wanted = -(-len(items) // share)
             if level is None:
                 open_bins = np.arange(bins, bins + wanted)
                 bins += wanted
@@ -239,11 +239,11 @@ def best_fit(lengths_N: Ints, capacity: int, rng: np.random.Generator) -> tuple[
                 room[level] = [open_bins[wanted:]] if wanted < len(open_bins) else []
                 has_bins[level] = bool(room[level])
                 open_bins = open_bins[:wanted]
-            taken = min(len(items), len(open_bins) * each)
-            bin_of[items[:taken]] = np.repeat(open_bins, each)[:taken]
+            taken = min(len(items), len(open_bins) * share)
+            bin_of[items[:taken]] = np.repeat(open_bins, share)[:taken]
             items = items[taken:]
-            last = taken - (len(open_bins) - 1) * each  # the last bin may take fewer
-            for some, held in ((open_bins[:-1], each), (open_bins[-1:], last)):
+            last = taken - (len(open_bins) - 1) * share  # the last bin may take fewer
+            for some, held in ((open_bins[:-1], share), (open_bins[-1:], last)):
                 left = free - held * size
                 if len(some):
                     room[left].append(some)

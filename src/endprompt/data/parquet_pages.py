@@ -85,12 +85,12 @@ class _Compact:
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """{number of the field: value} of a struct."""
-        found: dict[int, Any] = {}
+        fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._signed()
-            found[number] = self._value(head & 15, depth)
-        return found
+            fields[number] = self._value(head & 15, depth)
+        return fields
 
     def _value(self, kind: int, depth: int, *, in_list: bool = False) -> Any:
         if depth > _DEEPEST:

@@ -31,7 +31,7 @@ from endprompt.data.manifest import (
     seal,
     write_datasets_files,
 )
-from endprompt.data.mixture import Cursor, Reading, Weighted, describe, size, token_rates
+from endprompt.data.mixture import Cursor, Weighted, WeightedReader, describe, size, token_rates
 from endprompt.data.readers import Document, Item
 from endprompt.data.sources import Meter
 from endprompt.data.tokens import encode_documents
@@ -153,18 +153,18 @@ class _Run:
             return tally
         weighted = all(entry.weight is not None for entry in self.sources)
         rates = token_rates(self.sources, self.encoder) if weighted else []
-        reading = Reading(self.sources, rates, self.meter)
-        reading.skip_to(tally.cursor)
+        reader = WeightedReader(self.sources, rates, self.meter)
+        reader.skip_to(tally.cursor)
         with ThreadPoolExecutor(1) as pool:
             ahead = None
-            for batch in chain(_batches(reading), [None]):
+            for batch in chain(_batches(reader), [None]):
                 documents = [i for _, i in batch.items if isinstance(i, Document)] if batch else []
-                found = pool.submit(encode_documents, self.encoder, documents) if batch else None
+                encoded = pool.submit(encode_documents, self.encoder, documents) if batch else None
                 if ahead is not None:
                     self._take(tally, ahead[0], ahead[1].result())
-                if batch is None or found is None or tally.finished:
+                if batch is None or encoded is None or tally.finished:
                     break
-                ahead = batch, found
+                ahead = batch, encoded
         tally.finished = True
         self._close_parts(tally)
         return tally
@@ -174,7 +174,7 @@ class _Run:
         path = self.folder / JOURNAL
         if not path.exists():
             count = len(self.sources)
-            start = Reading(self.sources, [], Meter()).cursor()
+            start = WeightedReader(self.sources, [], Meter()).cursor()
             return _Tally(start, [0] * count, [0] * count, [{} for _ in range(count)])
         journal = _read_journal(path)
         _require_same(self.folder, journal["settings"], self.settings)
@@ -264,13 +264,13 @@ class _Run:
         for number, entry in enumerate(train):
             if "copied" in entry:
                 continue
-            found = [
+            duplicates = [
                 (name, ids, marks.copies(ids))
                 for name, ids in parts.read(self.folder / entry["file"])
             ]
-            if not any(copied for *_, copied in found):
+            if not any(copied for *_, copied in duplicates):
                 continue
-            kept = [(name, self._rest(ids, copied)) for name, ids, copied in found]
+            kept = [(name, self._rest(ids, copied)) for name, ids, copied in duplicates]
             kept = [(name, ids) for name, ids in kept if len(ids)]
             after: dict[str, Any] = {"file": "", "documents": 0, "tokens": 0}
             if kept:
@@ -376,16 +376,16 @@ class _Batch:
     cursor: Cursor
 
 
-def _batches(reading: Reading) -> Iterator[_Batch]:
+def _batches(reader: WeightedReader) -> Iterator[_Batch]:
     items: list[tuple[int, Item]] = []
     characters = 0
-    for number, item in reading:
+    for number, item in reader:
         items.append((number, item))
         characters += size(item)
         if characters >= BATCH_CHARACTERS or len(items) >= BATCH_DOCUMENTS:
-            yield _Batch(items, reading.cursor())
+            yield _Batch(items, reader.cursor())
             items, characters = [], 0
-    yield _Batch(items, reading.cursor())
+    yield _Batch(items, reader.cursor())
 
 
 def _chat_template(sources: Sequence[Weighted], tokenizer: Any) -> str | None:

@@ -249,8 +249,8 @@ def _end_of_stretch(data: bytes) -> int:
     """Behind the last line, or else the last word or character, that is within the bound."""
     half = bounds.DOCUMENT_BYTES // 2
     for mark in (b"\n", b" "):
-        if (found := data.rfind(mark, half, bounds.DOCUMENT_BYTES)) != -1:
-            return found + 1
+        if (end := data.rfind(mark, half, bounds.DOCUMENT_BYTES)) != -1:
+            return end + 1
     stop = bounds.DOCUMENT_BYTES
     while stop > half and data[stop] & 0xC0 == 0x80:  # inside of a character of UTF-8
         stop -= 1

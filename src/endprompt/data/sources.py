@@ -99,17 +99,17 @@ class Source(ABC):
 
         Raises TextError for a faulty row, a broken file, or when there is no document at all.
         """
-        found, first = 0, None
+        count, first = 0, None
         for item in self.rows():
             if isinstance(item, Document):
-                found += 1
+                count += 1
                 yield item
             elif dropped is None:
                 raise TextError(item.message)
             else:
                 dropped[item.reason] += item.rows
                 first = first or item.message
-        if not found:
+        if not count:
             raise TextError(f"no text in {self.name}" + (f": {first}" if first else ""))
 
     def notes(self) -> list[str]:
@@ -176,16 +176,16 @@ class FileSource(Source):
 
     def identity(self) -> list[dict[str, Any]]:
         """Each file with its size in bytes and, on this machine, the time of its last change."""
-        found: list[dict[str, Any]] = []
+        files: list[dict[str, Any]] = []
         for file in self.files:
             if "://" in file:
-                found.append({"file": shown(file), "bytes": _remote_size(file)})
+                files.append({"file": shown(file), "bytes": _remote_size(file)})
             else:
                 status = Path(file).stat()
-                found.append(
+                files.append(
                     {"file": shown(file), "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
                 )
-        return found
+        return files
 
     def size(self) -> int | None:
         """Bytes of all files, compressed as they are; None where a server does not say."""
@@ -268,10 +268,10 @@ def open_source(
         return FileSource(spec, columns, _plain((str(path),)))
     if glob.has_magic(spec):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (an absolute pattern)
-        found = sorted(file for file in matches if Path(file).is_file())
-        if not found:
+        matched = sorted(file for file in matches if Path(file).is_file())
+        if not matched:
             raise TextError(f"no file matches {shown(spec)!r}: look at the pattern and the folder")
-        return FileSource(spec, columns, _plain(tuple(found)))
+        return FileSource(spec, columns, _plain(tuple(matched)))
     if _looks_like_path(spec):
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         hint = nearest(path.name, (entry.name for entry in beside))
@@ -354,7 +354,7 @@ def _looks_like_path(spec: str) -> bool:
 
 def _folder_files(folder: Path) -> tuple[tuple[str, ...], int]:
     """Readable files of a folder, and the number of those of JSON beside them."""
-    found, passed_over = [], 0
+    files, passed_over = [], 0
     for path in sorted(folder.rglob("*"), key=str):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not _is_readable(path.name) or not path.is_file():
@@ -362,13 +362,13 @@ def _folder_files(folder: Path) -> tuple[tuple[str, ...], int]:
         if _suffix(path.name) == ".json":
             passed_over += 1
         else:
-            found.append(str(path))
-    if not found:
+            files.append(str(path))
+    if not files:
         hint = f", but {passed_over} .json: name them, '{folder}/*.json'" if passed_over else ""
         raise TextError(
             f"nothing to read in {shown(str(folder))}: it has no {_READABLE} (also .gz, .zst){hint}"
         )
-    return tuple(found), passed_over
+    return tuple(files), passed_over
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -406,9 +406,9 @@ def _remote_files(url: str) -> tuple[str, ...]:
     filesystem, path = _filesystem(url)
     try:
         if glob.has_magic(path) and "?" not in path:
-            found = sorted(filesystem.glob(path))
+            files = sorted(filesystem.glob(path))
         elif not url.startswith("http") and filesystem.isdir(path):
-            found = sorted(
+            files = sorted(
                 file
                 for file in filesystem.find(path)
                 if _is_readable(file) and _suffix(file) != ".json"
@@ -417,9 +417,9 @@ def _remote_files(url: str) -> tuple[str, ...]:
             return (url,)
     except _failures() as error:
         raise TextError(f"cannot list {shown(url)}: {_detail(error)}") from error
-    if not found:
+    if not files:
         raise TextError(f"nothing to read at {shown(url)}: no {_READABLE} (also .gz, .zst)")
-    return tuple(filesystem.unstrip_protocol(file) for file in found)
+    return tuple(filesystem.unstrip_protocol(file) for file in files)
 
 
 @contextlib.contextmanager

@@ -173,9 +173,9 @@ def encode_documents(encoder: Encoder, documents: Sequence[Document]) -> list[np
     """Ids of each document, checked against the vocabulary: unsigned or signed int[tokens] each."""
     texts = [document.text for document in documents if document.text is not None]
     encoded = iter(encoder(texts))
-    found: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
     for document in documents:
         ids = next(encoded) if document.ids is None else document.ids
         check_ids(ids, encoder.vocabulary, document.name, given=document.ids is not None)
-        found.append(ids)
-    return found
+        arrays.append(ids)
+    return arrays

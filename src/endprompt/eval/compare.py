@@ -54,15 +54,15 @@ def compare(first: Path, second: Path) -> list[Difference]:
 
     Raises DataError when they share no sample.
     """
-    one, other = read_values(first), read_values(second)
+    first_values, other = read_values(first), read_values(second)
     rows = []
-    for cell in one:
+    for cell in first_values:
         if cell not in other:
             continue
-        shared = sorted(one[cell].keys() & other[cell].keys())
+        shared = sorted(first_values[cell].keys() & other[cell].keys())
         if not shared:
             continue
-        a = np.array([one[cell][name] for name in shared])
+        a = np.array([first_values[cell][name] for name in shared])
         b = np.array([other[cell][name] for name in shared])
         gap = stats.of_differences(b - a)
         rows.append(
@@ -78,7 +78,7 @@ def compare(first: Path, second: Path) -> list[Difference]:
                 wins=int((b > a).sum()),
                 losses=int((b < a).sum()),
                 pairs=len(shared),
-                unpaired=len(one[cell].keys() ^ other[cell].keys()),
+                unpaired=len(first_values[cell].keys() ^ other[cell].keys()),
             )
         )
     if not rows:

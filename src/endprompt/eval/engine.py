@@ -220,8 +220,8 @@ class Engine(Coder):
         ids: set[int] = set()
         generation = getattr(self.model, "generation_config", None)
         for owner in (self._text_config, generation, self.tokenizer):
-            found = getattr(owner, "eos_token_id", None)
-            ids.update(found if isinstance(found, list | tuple) else [found] if found else [])
+            named = getattr(owner, "eos_token_id", None)
+            ids.update(named if isinstance(named, list | tuple) else [named] if named else [])
         return frozenset(int(token) for token in ids)
 
     def work(self, length: int) -> float:
@@ -540,8 +540,8 @@ class Reader:
         with self._lock:
             same = 0
             # The last token is read again: its logits are needed.
-            for one, other in zip(ids[:-1], self._read, strict=False):
-                if one != other:
+            for token, other in zip(ids[:-1], self._read, strict=False):
+                if token != other:
                     break
                 same += 1
             if not self._context.rewind(same):

@@ -174,7 +174,7 @@ def run_tasks(
         raise EvaluationError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            found: Any = simple_evaluate(
+            evaluated: Any = simple_evaluate(
                 model=model,
                 tasks=list(tasks),
                 limit=limit,
@@ -191,12 +191,12 @@ def run_tasks(
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise EvaluationError(f"lm-eval could not run {', '.join(tasks)}: {reason}") from error
-    return _samples(found["samples"]), _cells(found)
+    return _samples(evaluated["samples"]), _cells(evaluated)
 
 
-def _samples(found: dict[str, list[dict[str, Any]]]) -> list[Sample]:
+def _samples(logged: dict[str, list[dict[str, Any]]]) -> list[Sample]:
     samples = []
-    for task, rows in found.items():
+    for task, rows in logged.items():
         for row in sorted(rows, key=lambda row: (row["filter"], row["doc_id"])):
             scores = {
                 name: float(row[name])
@@ -217,17 +217,17 @@ def _samples(found: dict[str, list[dict[str, Any]]]) -> list[Sample]:
     return samples
 
 
-def _cells(found: dict[str, Any]) -> list[Cell]:
+def _cells(evaluated: dict[str, Any]) -> list[Cell]:
     """lm-eval's own aggregates (which need not be means), with intervals where they are means."""
     cells = []
-    for task, results in found["results"].items():
+    for task, results in evaluated["results"].items():
         for key, value in results.items():
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             rows = [
                 float(row[metric])
-                for row in found["samples"].get(task, [])
+                for row in evaluated["samples"].get(task, [])
                 if row["filter"] == filtered and isinstance(row.get(metric), int | float)
             ]
             mean = float(value)
@@ -241,7 +241,8 @@ def _cells(found: dict[str, Any]) -> list[Cell]:
                     mean=mean,
                     low=found_mean.low if found_mean and same else None,
                     high=found_mean.high if found_mean and same else None,
-                    samples=len(rows) or int(found["n-samples"].get(task, {}).get("effective", 0)),
+                    samples=len(rows)
+                    or int(evaluated["n-samples"].get(task, {}).get("effective", 0)),
                     failed=0,
                 )
             )

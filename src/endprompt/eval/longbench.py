@@ -122,8 +122,8 @@ def _task(name: str) -> tuple[str, int]:
 
     Loader.add_constructor("!function", lambda _loader, node: node.value)
     path = _lm_eval_folder() / f"{find_dataset(name).name}.yaml"
-    found = yaml_text.load(path.read_text(encoding="utf-8"), Loader)
-    return found["doc_to_text"], int(found["generation_kwargs"]["max_gen_toks"])
+    task = yaml_text.load(path.read_text(encoding="utf-8"), Loader)
+    return task["doc_to_text"], int(task["generation_kwargs"]["max_gen_toks"])
 
 
 def tokens_to_generate(name: str) -> int:
@@ -262,13 +262,13 @@ def averages(scores: Sequence[DatasetScore]) -> Averages:
     if not english:
         raise EvaluationError("no English data set was scored: there is nothing to average")
     categories: dict[str, list[float]] = {}
-    for found in english.values():
-        categories.setdefault(found.category, []).append(found.score)
+    for dataset in english.values():
+        categories.setdefault(dataset.category, []).append(dataset.score)
     means = {category: float(np.mean(values)) for category, values in categories.items()}
     suffix = "_e" if all(name.endswith("_e") for name in english) else ""
     wanted = EXTENDED if suffix else ENGLISH
     return Averages(
-        over_datasets=round(float(np.mean([found.score for found in english.values()])), 2),
+        over_datasets=round(float(np.mean([dataset.score for dataset in english.values()])), 2),
         over_categories=round(float(np.mean(list(means.values()))), 2),
         categories={category: round(mean, 2) for category, mean in means.items()},
         missing=[name + suffix for name in wanted if name + suffix not in english],
@@ -282,11 +282,11 @@ def _code_similarity(prediction: str, truth: str, **_: Any) -> float:
     return _percent(line, truth) / 100
 
 
-def _percent(one: str, other: str) -> int:
+def _percent(text: str, other: str) -> int:
     """What `fuzzywuzzy.fuzz.ratio` gives by difflib, its only dependency in the original."""
-    if not one or not other:
+    if not text or not other:
         return 0
-    return round(100 * difflib.SequenceMatcher(None, one, other).ratio())
+    return round(100 * difflib.SequenceMatcher(None, text, other).ratio())
 
 
 @cache
@@ -324,16 +324,16 @@ def _metrics(chinese: bool) -> Any:
     try:
         spec.loader.exec_module(module)
     finally:
-        for name, found in before.items():
-            if found is None:
+        for name, value in before.items():
+            if value is None:
                 sys.modules.pop(name, None)
             else:
-                sys.modules[name] = found
+                sys.modules[name] = value
     return module
 
 
 def _lm_eval_folder() -> Path:
-    found = importlib.util.find_spec("lm_eval")
-    if found is None or not found.origin:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.origin:
         raise DependencyError("LongBench needs lm-eval: pip install 'endprompt[eval]'")
-    return Path(found.origin).parent / "tasks" / "longbench"
+    return Path(spec.origin).parent / "tasks" / "longbench"

@@ -260,7 +260,7 @@ def read_tokens(path: Path, vocabulary: int) -> np.ndarray:
     return ids_N
 
 
-def cut(count: int, window: int, stride: int, definition: Definition) -> list[Window]:
+def scored_windows(count: int, window: int, stride: int, definition: Definition) -> list[Window]:
     """The windows over `count` tokens; see the table at the top of this module.
 
     Raises EvaluationError when the text is too short or the stride does not fit the window.
@@ -312,7 +312,9 @@ def perplexity(
     """
     sizes = checked_lengths(windows, 1)
     ids_N = read_tokens(tokens, engine.vocabulary)
-    plans = {size: cut(len(ids_N), size, min(stride, size), definition) for size in sizes}
+    plans = {
+        size: scored_windows(len(ids_N), size, min(stride, size), definition) for size in sizes
+    }
     total = sum(engine.work(w.end - w.start) for plan in plans.values() for w in plan)
     done = 0.0
     rows: list[LengthPerplexity] = []

@@ -249,15 +249,15 @@ def summarise(
         answered = [sample for sample in here if sample.error is None]
         for metric in dict.fromkeys(name for sample in answered for name in sample.scores):
             values = np.array([s.scores[metric] for s in answered if metric in s.scores])
-            found = stats.of_values(values)
+            estimate = stats.of_values(values)
             cells.append(
                 Cell(
                     task=task,
                     length=length,
                     metric=metric,
-                    mean=found.mean,
-                    low=found.low,
-                    high=found.high,
+                    mean=estimate.mean,
+                    low=estimate.low,
+                    high=estimate.high,
                     samples=len(values),
                     failed=len(here) - len(answered),
                 )

@@ -51,6 +51,6 @@ def _documents(spec: str | None) -> Iterator[str | np.ndarray]:
 
     for row in open_source(spec).rows():
         if isinstance(row, Document):
-            found = row.text if row.text is not None else row.ids
-            if found is not None:
-                yield found
+            document = row.text if row.text is not None else row.ids
+            if document is not None:
+                yield document

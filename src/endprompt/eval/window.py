@@ -135,7 +135,7 @@ class WindowCheck(BaseModel):
             digits_right=_mean(needle.digits_right for needle in needles),
             digits_by_quarter=tuple(
                 _mean(some) if some else None
-                for some in by_quarter((one.depth, one.digits_right) for one in needles)
+                for some in by_quarter((probe.depth, probe.digits_right) for probe in needles)
             ),
             hits=_mean(float(needle.hit) for needle in needles),
             quote=_mean(quote.nll for quote in quotes),
@@ -361,5 +361,5 @@ def _evenly(items: list[Item], count: int) -> list[Item]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return float(np.mean(found)) if found else 0.0
+    listed = list(values)
+    return float(np.mean(listed)) if listed else 0.0

@@ -122,10 +122,10 @@ def _list(rows: Sequence[tuple[str, Any]]) -> str:
 def _results(run: Mapping[str, Any]) -> str:
     from endprompt.report import tables
 
-    found = tables.results(run) if run.get("arms") else []
-    if not found:
+    tables_of_run = tables.results(run) if run.get("arms") else []
+    if not tables_of_run:
         return "## Measured\n\nNothing was measured in the run that this model comes from."
-    shown = [f"{table.caption}\n\n{table.markdown().strip()}" for table in found]
+    shown = [f"{table.caption}\n\n{table.markdown().strip()}" for table in tables_of_run]
     verdict = [_cell(line) for line in (run.get("verdict") or [])[:6]]
     return "## Measured, beside the base and the controls\n\n" + "\n\n".join(
         [*shown, "\n".join(f"- {line}" for line in verdict)]
@@ -156,12 +156,12 @@ def _limits(run: Mapping[str, Any], window: int, target: int) -> str:
 
 def _serving(served: Sequence[Served]) -> str:
     lines = ["## Serving", ""]
-    for each in served:
-        if each.obstacle:
-            lines.append(f"- **{each.engine}**: not with this scaling: {each.obstacle}")
+    for engine in served:
+        if engine.obstacle:
+            lines.append(f"- **{engine.engine}**: not with this scaling: {engine.obstacle}")
         else:
-            note = f" ({each.note})" if each.note else ""
-            lines.append(f"- **{each.engine}**: `{each.command}`{note}")
+            note = f" ({engine.note})" if engine.note else ""
+            lines.append(f"- **{engine.engine}**: `{engine.command}`{note}")
     lines += ["", "Check it on your machine: `endprompt export verify FOLDER`, or with "
               "`--url http://127.0.0.1:8000/v1 --name NAME` through a server."]  # fmt: skip
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def find(run: Path, rows: Path | None = None) -> Source:
         return _of_rows(run, rows)
     folder = run.parent if run.name == "run.json" else run
     if (folder / "run.json").is_file():
-        from endprompt.report.reading import read
+        from endprompt.report.run_files import read
 
         found = read(folder)
         missing = [key for key in ("checkpoint", "model", "recipe", "target") if key not in found]

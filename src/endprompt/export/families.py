@@ -41,22 +41,22 @@ def layer_rows(
 
     wanted  `rope_parameters` of the layers that are scaled, at a window of `target` tokens
     """
-    found = []
+    rows = []
     for layers in family.layers:
         own = layers.parameters
         if layers.scaled and family.base.parameters:
             own = family.base.own
-        cut = layers.span is not None and layers.span < target
-        found.append(
+        is_local = layers.span is not None and layers.span < target
+        rows.append(
             (
                 f"{len(layers.indices)} {layers.name}",
                 f"{layers.span:,} positions back" if layers.span else "all before",
                 rope_words(own),
                 rope_words(wanted) if layers.scaled else "as it is",
-                "from positions" if cut else "causal",
+                "from positions" if is_local else "causal",
             )
         )
-    return found
+    return rows
 
 
 HEADER = ("layers", "see", "RoPE of the base", "extended", "mask")
@@ -74,21 +74,21 @@ def balance_words(config: Any) -> str:
 
 def unable(values: Mapping[str, Any]) -> dict[str, str]:
     """Engines that can't express the RoPE of a config.json, each with the reason."""
-    found = {engine: engines.obstacle(engine, values) for engine in engines.ENGINES}
-    return {engine: why for engine, why in found.items() if why}
+    obstacles = {engine: engines.obstacle(engine, values) for engine in engines.ENGINES}
+    return {engine: why for engine, why in obstacles.items() if why}
 
 
 def markdown() -> str:
     """The page docs/models.md: every known family, extended to twice its window."""
     extended, refused = [], []
-    for name, each in known.FAMILIES.items():
-        config = each.read()
+    for name, entry in known.FAMILIES.items():
+        config = entry.read()
         try:
             family = families.read(config)
             target = 2 * family.base.window
             family.require_reach(target)
         except RopeError as error:
-            refused.append(f"| {name} | `{each.example}` | {error} |\n")
+            refused.append(f"| {name} | `{entry.example}` | {error} |\n")
             continue
         wanted = rope.parameters(family.base, family.suited("yarn"), 2.0)
         rows = layer_rows(family, wanted, target)
@@ -98,7 +98,7 @@ def markdown() -> str:
         columns = ["<br>".join(column) for column in zip(*rows, strict=True)]
         cells = [*columns, balance_words(config) or "no experts", without]
         extended.append(
-            f"| **{name}** `{each.example}` | {family.base.window:,} | {' | '.join(cells)} |\n"
+            f"| **{name}** `{entry.example}` | {family.base.window:,} | {' | '.join(cells)} |\n"
         )
     titles = ["family", "window", *HEADER, "router", "engines without it"]
     lines = ["| ", " | ".join(titles), " |\n|", " --- |" * len(titles), "\n", *extended]

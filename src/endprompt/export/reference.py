@@ -63,10 +63,10 @@ class Reference(Record):
     def sensitivity(self, *, past: bool) -> float:
         """Largest difference in log-probability that RoPE left unscaled makes, nats."""
         return max(
-            abs(one - other)
+            abs(scaled - other)
             for place in self.places
             if (place.length > self.window) == past
-            for one, other in zip(place.logprobs, place.unscaled, strict=True)
+            for scaled, other in zip(place.logprobs, place.unscaled, strict=True)
         )
 
 
@@ -139,10 +139,10 @@ def places(
     """The likeliest next tokens of `model` at each length, and what `unscaled` gives them."""
     trained_NV = logits_at(model, tokens, lengths)
     plain_NV = logits_at(unscaled, tokens, lengths)
-    found = []
+    places = []
     for row, length in enumerate(lengths):
         ids = np.argsort(-trained_NV[row])[:LIKELIEST]
-        found.append(
+        places.append(
             Place(
                 length=length,
                 ids=ids.tolist(),
@@ -151,4 +151,4 @@ def places(
                 unscaled=plain_NV[row][ids].tolist(),
             )
         )
-    return found
+    return places

@@ -81,10 +81,10 @@ def verify(folder: Path) -> Verified:
         return Verified(checks, [])
     model = models.load(str(folder), config)
     lengths = [place.length for place in expected.places]
-    found = logits_at(model, expected.tokens, lengths)
+    logits = logits_at(model, expected.tokens, lengths)
     given = [
         {token: float(row[token]) for token in place.ids}
-        for place, row in zip(expected.places, found, strict=True)
+        for place, row in zip(expected.places, logits, strict=True)
     ]
     checks += compared(expected, given, TOLERANCE[expected.dtype])
     return Verified(checks, side_by_side(expected, given))
@@ -120,14 +120,14 @@ def compared(
     """
     for name, past in (("inside the old window", False), ("past the old window", True)):
         worst, at, missing = 0.0, 0, 0
-        for place, found in zip(expected.places, given, strict=True):
+        for place, got in zip(expected.places, given, strict=True):
             if (place.length > expected.window) != past:
                 continue
-            if place.ids[0] not in found:
+            if place.ids[0] not in got:
                 missing = missing or place.length
             for token, logprob in zip(place.ids, place.logprobs, strict=True):
-                if token in found and not abs(found[token] - logprob) <= worst:
-                    worst, at = abs(found[token] - logprob), place.length
+                if token in got and not abs(got[token] - logprob) <= worst:
+                    worst, at = abs(got[token] - logprob), place.length
         detail = (
             f"differs by up to {worst:.2g} nats, allowed {tolerance:g}; "
             f"RoPE left unscaled would differ by {expected.sensitivity(past=past):.2g}"
@@ -145,11 +145,11 @@ def scaling_kept(expected: Reference, given: list[dict[int, float]]) -> Check:
     given  for each place, log-probabilities by token id
     """
     pairs = [
-        (found[token] - trained, unscaled - trained)
-        for place, found in zip(expected.places, given, strict=True)
+        (got[token] - trained, unscaled - trained)
+        for place, got in zip(expected.places, given, strict=True)
         if place.length > expected.window
         for token, trained, unscaled in zip(place.ids, place.logprobs, place.unscaled, strict=True)
-        if token in found
+        if token in got
     ]
     name = "RoPE is scaled"
     if not pairs:
@@ -173,19 +173,19 @@ def side_by_side(expected: Reference, given: list[dict[int, float]]) -> list[Pre
             place.length,
             place.texts[0],
             place.logprobs[0],
-            found.get(place.ids[0]),
+            got.get(place.ids[0]),
             place.unscaled[0],
         )
-        for place, found in zip(expected.places, given, strict=True)
+        for place, got in zip(expected.places, given, strict=True)
     ]
 
 
 def _configuration(folder: Path, expected: Reference) -> Iterable[Check]:
     written = json.loads((folder / "config.json").read_text())
     wanted = expected.rope_parameters
-    found = written.get("rope_parameters") or {}
-    same = found == json.loads(json.dumps(wanted))
-    yield Check("RoPE as trained", same, _rope_words(found.get(families.GLOBAL, found)))
+    parameters = written.get("rope_parameters") or {}
+    same = parameters == json.loads(json.dumps(wanted))
+    yield Check("RoPE as trained", same, _rope_words(parameters.get(families.GLOBAL, parameters)))
     asked = families.older_layout(json.loads(json.dumps(written | {"rope_parameters": wanted})))
     older = {key: written.get(key) for key in asked}
     said = (written.get("rope_scaling") or {}) | {"rope_theta": written.get("rope_theta")}
@@ -236,18 +236,18 @@ def _by_id(answer: dict[str, Any], place: Place) -> dict[int, float]:
         said = answer["choices"][0]["logprobs"]
         if said.get("content"):
             entries = said["content"][0]["top_logprobs"]
-            pairs = [(each.get("id", each["token"]), each["logprob"]) for each in entries]
+            pairs = [(entry.get("id", entry["token"]), entry["logprob"]) for entry in entries]
         else:
             pairs = list(said["top_logprobs"][0].items())
     except (LookupError, TypeError, AttributeError):
         raise EvaluationError(
             "the server gives no log-probabilities: start it with them allowed"
         ) from None
-    found = {}
+    logprobs = {}
     for name, logprob in pairs:
         token = ids.get(name) if isinstance(name, str) else int(name)
         if isinstance(name, str) and name.startswith("token_id:"):
             token = int(name.removeprefix("token_id:"))
         if token is not None:
-            found[token] = float(logprob)
-    return found
+            logprobs[token] = float(logprob)
+    return logprobs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str, Any]:
     """What an arm of a run was and gave: its training, if any, and its evaluation."""
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "name": name,
         "label": label,
         "trained": recipe.trained,
@@ -39,12 +39,12 @@ def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str,
             "computation",
             "saved_precision",
         )
-        found |= {key: getattr(trained, key) for key in kept}
-        found["peak_memory_gib"] = round(trained.peak_memory_bytes / 2**30, 2)
-    found["evaluation"] = evaluation(
+        record |= {key: getattr(trained, key) for key in kept}
+        record["peak_memory_gib"] = round(trained.peak_memory_bytes / 2**30, 2)
+    record["evaluation"] = evaluation(
         records.read(folder / "window.json", files_of.Window).model_dump()
     )
-    return found
+    return record
 
 
 def evaluation(check: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def evaluation(check: dict[str, Any]) -> dict[str, Any]:
 
 def summary(values: list[float]) -> dict[str, Any]:
     """Mean with its 95 % interval, where there are values enough for one."""
-    found = stats.of_values(values)
-    ends = {} if found.low is None else {"low": found.low, "high": found.high}
-    return {"mean": found.mean, "values": values, **ends}
+    estimate = stats.of_values(values)
+    ends = {} if estimate.low is None else {"low": estimate.low, "high": estimate.high}
+    return {"mean": estimate.mean, "values": values, **ends}
 
 
 def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,12 +115,12 @@ def _by_quarter(needles: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:
     """Needles of one length in equal bands of depth; an empty band is left out."""
-    found = []
+    bands_shown = []
     for band in range(bands):
         low, high = band / bands, (band + 1) / bands
         inside = [row for row in needles if low <= row["depth"] < high]
         if inside:
-            found.append(
+            bands_shown.append(
                 {
                     "depth": (low + high) / 2,
                     "nll": float(np.mean([row["nll_per_token"] for row in inside])),
@@ -128,7 +128,7 @@ def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, A
                     "hits": float(np.mean([row["hit"] for row in inside])),
                 }
             )
-    return found
+    return bands_shown
 
 
 def in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:

@@ -101,18 +101,18 @@ def arms_of(recipe: Recipe, controls: bool, own_rule: str = "") -> list[Arm]:
         update={"name": "base", "rope": plain.rope.model_copy(update={"scaling": "none"})}
     )
     scaled = plain.rope.scaling.upper()
-    found = [
+    arms = [
         Arm("base", f"base, its own {own_rule.upper()}" if own_rule else "base, unscaled", base),
         Arm("untrained", f"{scaled}, untrained", plain),
     ]
     if recipe.trained:
-        found.append(Arm(recipe.name, f"{scaled} + {recipe.name}", recipe))
+        arms.append(Arm(recipe.name, f"{scaled} + {recipe.name}", recipe))
         if controls:
-            found.append(Arm("short", f"{scaled} + plain short text (control)", recipe.plain()))
+            arms.append(Arm("short", f"{scaled} + plain short text (control)", recipe.plain()))
             if recipe.jumps:
                 bare = recipe.without_jump()
-                found.append(Arm(bare.name, f"{scaled} + {recipe.name} without the jump", bare))
-    return found
+                arms.append(Arm(bare.name, f"{scaled} + {recipe.name} without the jump", bare))
+    return arms
 
 
 def extend(
@@ -201,15 +201,15 @@ def run(
             watch=watch,
             lock=lock,
         )
-        found = gather(request, plan)
-        found["timings"] = _timings(request.out, seconds, time.time() - began)
+        record_of_run = gather(request, plan)
+        record_of_run["timings"] = _timings(request.out, seconds, time.time() - began)
         from endprompt.report.page import write
         from endprompt.report.verdict import verdict
 
-        found["verdict"] = verdict(found)
-        files.write_json(request.out / "run.json", found)
-        write({request.out.name: found}, request.out / "report.html")
-    return found
+        record_of_run["verdict"] = verdict(record_of_run)
+        files.write_json(request.out / "run.json", record_of_run)
+        write({request.out.name: record_of_run}, request.out / "report.html")
+    return record_of_run
 
 
 def make_plan(
@@ -275,13 +275,13 @@ def make_plan(
 
 def _suited(recipe: Recipe, family: Any, say: Say) -> Recipe:
     """The recipe with the scaling that suits the base; another than the recipe's is said."""
-    found = recipe.replace({"rope.scaling": family.suited(recipe.rope.scaling)})
-    if found.rope.scaling != recipe.rope.scaling:
+    suited = recipe.replace({"rope.scaling": family.suited(recipe.rope.scaling)})
+    if suited.rope.scaling != recipe.rope.scaling:
         say(
-            f"RoPE scaling: {found.rope.scaling}, which the base has or its family asks for, "
+            f"RoPE scaling: {suited.rope.scaling}, which the base has or its family asks for, "
             f"not the recipe's {recipe.rope.scaling} (--scaling sets another)"
         )
-    return found
+    return suited
 
 
 def _claimed(
@@ -310,7 +310,7 @@ def default_lengths(window: int, target: int) -> list[int]:
 
 def gather(request: Request, plan: Plan) -> dict[str, Any]:
     """Everything that the jobs left, in the shape of `run.json`."""
-    found: dict[str, Any] = {
+    record_of_run: dict[str, Any] = {
         **provenance.provenance(),
         "kind": "extend",
         "command": request.command,
@@ -327,12 +327,12 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
             for arm in plan.arms
         ],
     }
-    found |= _rows_shown(request, plan)
-    found["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
+    record_of_run |= _rows_shown(request, plan)
+    record_of_run["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
         if arm.name == plan.recipe.name:
-            found["checkpoint"] = str(request.out / "arms" / arm.name / "model")
-    return found
+            record_of_run["checkpoint"] = str(request.out / "arms" / arm.name / "model")
+    return record_of_run
 
 
 def _rows(request: Request, arms: Sequence[Arm], model: str) -> dict[str, list[Row]]:
@@ -422,10 +422,10 @@ def _prepare(
         if not fresh:
             raise
         prepare(sources, tokenizer, data, force=True)  # of a refused run, of other text
-    found = open_documents(data, tokenizer=tokenizer)
+    opened = open_documents(data, tokenizer=tokenizer)
     if not (data / holdout.FILE).is_file():
         split = holdout.split(
-            found,
+            opened,
             tokens=max(lengths),
             count=documents,
             row_tokens=recipe.amounts.row_tokens,
@@ -537,14 +537,14 @@ def _jobs(
     dtype: str,
 ) -> list[jobs.Job]:
     data = str(request.out / "data")
-    found = []
+    listed = []
     for arm in arms:
         folder = request.out / "arms" / arm.name
         if arm.trained:
             path = request.out / "recipes" / f"{arm.name}.yaml"
             values = arm.recipe.model_dump(mode="json")
             files.write_text(path, yaml.safe_dump(values, sort_keys=False))
-            found.append(
+            listed.append(
                 jobs.Job(
                     f"train-{arm.name}",
                     f"train {arm.label}",
@@ -556,7 +556,7 @@ def _jobs(
             )  # fmt: skip
     for arm in arms:
         folder = request.out / "arms" / arm.name
-        found.append(
+        listed.append(
             jobs.Job(
                 f"eval-{arm.name}",
                 f"evaluate {arm.label}",
@@ -570,7 +570,7 @@ def _jobs(
             )
         )  # fmt: skip
     # the base is read beside the first training: what is wrong with the text shows early
-    return sorted(found, key=lambda job: job.name != "eval-base")
+    return sorted(listed, key=lambda job: job.name != "eval-base")
 
 
 def _link(plan: Plan, arm: Arm, request: Request) -> None:
@@ -614,12 +614,12 @@ def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, fl
     """Seconds of each job and of all, kept across runs that were interrupted."""
     path = out / "timings.json"
     before: dict[str, float] = records.read(path, Timings).plain() if path.is_file() else {}
-    found = before | {key: round(value, 1) for key, value in seconds.items()}
-    found["total"] = (
+    timings = before | {key: round(value, 1) for key, value in seconds.items()}
+    timings["total"] = (
         round(before.get("total", 0.0) + total, 1) if seconds else before.get("total", 0.0)
     )
-    files.write_json(path, found)
-    return found
+    files.write_json(path, timings)
+    return timings
 
 
 def _workers() -> tuple[int, int]:

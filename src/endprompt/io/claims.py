@@ -99,12 +99,12 @@ def output(
     if not first_rank():
         yield Output(folder, kind, -1, settings_of(folder))
         return
-    made, lock = _hold(folder)
+    topmost, lock = _hold(folder)
     try:
         claim = _read(folder, kind)
         if claim is None and not ours(folder):
             _require_empty(folder)
-        if made is None:
+        if topmost is None:
             files.clear_leavings(folder)
         held = Output(folder, kind, lock, claim.settings if claim else None)
         try:
@@ -113,7 +113,7 @@ def output(
             if held.written:
                 _withdraw(folder)
     finally:
-        _let_go(folder, made, lock)
+        _let_go(folder, topmost, lock)
 
 
 @contextlib.contextmanager
@@ -129,19 +129,19 @@ def product(
     Raises OutputError as `output` does, and for a folder that is not to be replaced.
     """
     require_apart(folder, reads)
-    made, lock = _hold(folder)
+    topmost, lock = _hold(folder)
     if files.clear_unfinished(folder):
         os.close(lock)
-        made, lock = _hold(folder)
+        topmost, lock = _hold(folder)
     try:
         _require_replaceable(folder, kind, force=force)
         with files.building(folder, replace=True) as partial:
             yield partial
             _require_replaceable(folder, kind, force=force)
-            found = digests.of_folder(partial)
-            _write(partial / CLAIM, Claim(endprompt=kind, settings={}, files=found))
+            digests_of_files = digests.of_folder(partial)
+            _write(partial / CLAIM, Claim(endprompt=kind, settings={}, files=digests_of_files))
     finally:
-        _let_go(folder, made, lock)
+        _let_go(folder, topmost, lock)
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -156,15 +156,15 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     if _is_filled(folder):
         _require_unchanged(folder, beside)
         return folder
-    made, lock = _hold(folder, wait=True)
+    topmost, lock = _hold(folder, wait=True)
     try:
         if not _is_filled(folder):
             with files.building(folder) as partial:
                 build(partial)
-                found = digests.of_folder(partial)
-            _write(beside, Claim(endprompt="cache", files=found))
+                digests_of_files = digests.of_folder(partial)
+            _write(beside, Claim(endprompt="cache", files=digests_of_files))
     finally:
-        _let_go(folder, made, lock)
+        _let_go(folder, topmost, lock)
     return folder
 
 
@@ -225,12 +225,12 @@ def _read(folder: Path, kind: str | None = None) -> Claim | None:
     path = folder / CLAIM
     if not path.is_file():
         return None
-    found = records.read(path, Claim, error=OutputError)
-    if kind not in (None, found.endprompt):
+    claim = records.read(path, Claim, error=OutputError)
+    if kind not in (None, claim.endprompt):
         raise OutputError(
-            f"{folder} belongs to `endprompt {found.endprompt:.20}`: choose another --out"
+            f"{folder} belongs to `endprompt {claim.endprompt:.20}`: choose another --out"
         )
-    return found
+    return claim
 
 
 def require_apart(folder: Path, reads: Iterable[str | Path | None]) -> None:
@@ -256,7 +256,7 @@ def _hold(folder: Path, *, wait: bool = False) -> tuple[Path | None, int]:
     """Make and lock a folder: the topmost folder that was made for it, and the descriptor."""
     for _ in range(TRIES):
         absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-        made = absent[-1] if absent else None
+        topmost = absent[-1] if absent else None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -272,25 +272,25 @@ def _hold(folder: Path, *, wait: bool = False) -> tuple[Path | None, int]:
                 ) from None
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(lock), folder.stat()):
-                return made, lock
+                return topmost, lock
         os.close(lock)  # its holder has replaced or removed it meanwhile
     raise OutputError(f"another process is writing {folder}: choose another --out")
 
 
 def _withdraw(folder: Path) -> None:
     """Remove a claim under which nothing was made, and the empty folders beside it."""
-    found = sorted(folder.rglob("*"), reverse=True)
-    if [path for path in found if not path.is_dir()] == [folder / CLAIM]:
+    paths = sorted(folder.rglob("*"), reverse=True)
+    if [path for path in paths if not path.is_dir()] == [folder / CLAIM]:
         (folder / CLAIM).unlink()
-        for path in found:
+        for path in paths:
             if path.is_dir():
                 path.rmdir()
 
 
-def _let_go(folder: Path, made: Path | None, lock: int) -> None:
+def _let_go(folder: Path, topmost: Path | None, lock: int) -> None:
     """Unlock a folder; remove it where it was made and stayed empty."""
-    if made is not None:
-        _remove_empty(folder, made)
+    if topmost is not None:
+        _remove_empty(folder, topmost)
     os.close(lock)
 
 

@@ -17,9 +17,9 @@ REFUSED = (401, 403)
 def token() -> str:
     """The token of the environment. Raises OutputError where there is none."""
     for name in TOKENS:
-        found = os.environ.get(name, "").strip()
-        if found:
-            return found
+        value = os.environ.get(name, "").strip()
+        if value:
+            return value
     raise OutputError(
         f"--push needs a token with write access in {TOKENS[0]}: make one at "
         "huggingface.co/settings/tokens, `export HF_TOKEN=...`, and give the same command again"

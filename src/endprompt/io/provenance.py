@@ -23,11 +23,11 @@ PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "pef
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def commit() -> str | None:
@@ -50,7 +50,7 @@ def commit() -> str | None:
 
 def device() -> dict[str, Any]:
     """Processor, cores and memory; the GPU's name where torch is loaded and sees one."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
@@ -59,9 +59,9 @@ def device() -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpus"] = torch.cuda.device_count()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpus"] = torch.cuda.device_count()
+    return facts
 
 
 def _processor() -> str:

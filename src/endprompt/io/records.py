@@ -31,15 +31,15 @@ def read(path: Path, kind: type[Kind], *, error: type[EndPromptError] = DataErro
     except OSError as problem:
         raise error(f"cannot read {path} ({problem.strerror or problem}): {kind.remedy}") from None
     try:
-        found = kind.model_validate_json(content, strict=True)
+        record = kind.model_validate_json(content, strict=True)
     except ValidationError as problem:
         raise error(f"{path} {_fault(problem)}: {kind.remedy}") from None
-    if found.schema_version > SCHEMA_VERSION:
+    if record.schema_version > SCHEMA_VERSION:
         raise error(
-            f"{path} has schema_version {found.schema_version}, this version reads up to "
+            f"{path} has schema_version {record.schema_version}, this version reads up to "
             f"{SCHEMA_VERSION}: update endprompt"
         )
-    return found
+    return record
 
 
 def read_as(path: Path, kind: type[Record], shape: type[Shape], inside: str | None = None) -> Shape:
@@ -57,11 +57,11 @@ def parse(text: str | bytes) -> Any:
     Of integers with more digits than Python converts, and of lone surrogates, too.
     """
     try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()
+        values = json.loads(text)
+        json.dumps(values, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it nests too deeply") from None
-    return found
+    return values
 
 
 def _fault(problem: ValidationError) -> str:

@@ -30,8 +30,8 @@ def redact(text: str) -> str:
     return _TOKEN.sub(LEFT_OUT, text)
 
 
-def _bare(found: re.Match[str]) -> str:
-    scheme, rest = found.groups()
+def _bare(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
     ends = [place for place in (rest.find(mark) for mark in "?#") if place >= 0]
     body = rest[: min(ends)] if ends else rest
     authority, slash, path = body.partition("/")

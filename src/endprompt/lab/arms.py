@@ -128,12 +128,12 @@ def _betas(regime: Regime, scaling: str, own: Rope) -> dict[str, float]:
 
 def load(name: str) -> Recipe:
     """An arm by the name of a recipe, a mixture of recipes, or the path of a YAML file."""
-    found = recipes.load(Path(name) if name.endswith((".yaml", ".yml")) else name)
-    if not found.trained:
+    recipe = recipes.load(Path(name) if name.endswith((".yaml", ".yml")) else name)
+    if not recipe.trained:
         raise RecipeError(
             f"arm {name!r} trains nothing: the base without and with scaling are always there"
         )
-    return found
+    return recipe
 
 
 def adapt(

@@ -76,8 +76,8 @@ def examine(model: Any, asked: Questions, seed: int) -> dict[str, Any]:
             answers[str(length)] = {
                 kind: [
                     [round(question.depth, 4), int(right(question, best_T))]
-                    for one, best_T in zip(some, _best(model, some), strict=True)
-                    for question in one.questions
+                    for posed, best_T in zip(some, _best(model, some), strict=True)
+                    for question in posed.questions
                 ]
                 for kind, some in kinds.items()
             }
@@ -114,7 +114,7 @@ def _logits(model: Any, texts: list[Ints]) -> Any:
 def _best(model: Any, some: list[Examination]) -> list[Ints]:
     return [
         best_T
-        for _, logits_BTV in _logits(model, [one.tokens_T for one in some])
+        for _, logits_BTV in _logits(model, [posed.tokens_T for posed in some])
         for best_T in logits_BTV.argmax(-1).numpy()
     ]
 

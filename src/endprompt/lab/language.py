@@ -125,13 +125,13 @@ class _Writer:
         if u < 0.05 and "count" in self.kinds and self.lead() > 0:
             return [MOST, self.leader()]
         if 0.05 <= u < 0.17 and "multivalue" in self.kinds:
-            open_keys = [key for key, found in self.several.items() if len(found) < 2]
+            open_keys = [key for key, values in self.several.items() if len(values) < 2]
             key = self.one_of(open_keys) if open_keys and self.uniform() < 0.6 else self.new_key()
-            found = self.several.setdefault(key, [])
-            found.append(self.one_of([v for v in VALUE if v not in found]))
-            return [PLUS, *key, found[-1]]
+            values = self.several.setdefault(key, [])
+            values.append(self.one_of([v for v in VALUE if v not in values]))
+            return [PLUS, *key, values[-1]]
         if 0.17 <= u < 0.25 and "multivalue" in self.kinds:
-            full = [key for key, found in self.several.items() if len(found) == 2]
+            full = [key for key, values in self.several.items() if len(values) == 2]
             if full:
                 key = self.one_of(full)
                 return [VALUES, *key, *self.several[key]]
@@ -166,18 +166,18 @@ class _Writer:
 
     def follow(self, key: Pair) -> list[int]:
         """The keys from `key` on and the value at the end of its chain."""
-        found = [*key]
+        values = [*key]
         while key in self.chains:
             key = self.chains[key]
-            found += key
-        return [*found, self.values[key]]
+            values += key
+        return [*values, self.values[key]]
 
     def run_to(self, length: int, planted: list[tuple[int, list[int]]] | None = None) -> None:
         """Write on to exactly `length` tokens; a planted statement comes once its place is reached.
 
         Statements that no longer fit are left out: the text ends in filler.
         """
-        waiting = sorted(planted or [], key=lambda one: -one[0])
+        waiting = sorted(planted or [], key=lambda place: -place[0])
         owed = sum(len(statement) for _, statement in waiting)
         while len(self.tokens) < length:
             self.filler(min(1 + int(self.uniform() * 4), length - len(self.tokens) - owed))

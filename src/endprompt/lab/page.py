@@ -32,11 +32,11 @@ MARKS = {"better": "better", "worse": "worse"}
 
 def write(results: Sequence[Result], out: Path) -> list[Path]:
     """Write `lab.html`, `lab.json` and tables and figures beside it; returns every path."""
-    found = groups(results)
+    grouped = groups(results)
     written_ = [out / "lab.html", out / "lab.json"]
     files.write_text(written_[0], render(results))
     files.write_json(written_[1], compact(results))
-    for group in found:
+    for group in grouped:
         for table in tables(group):
             written_ += table.write(out / "tables")
         for drawing in drawings(group):
@@ -102,8 +102,11 @@ def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
     return numbers
 
 
-def _rounded(one: stats.Estimate) -> list[float | None]:
-    return [None if value is None else round(value, 4) for value in (one.mean, one.low, one.high)]
+def _rounded(estimate: stats.Estimate) -> list[float | None]:
+    return [
+        None if value is None else round(value, 4)
+        for value in (estimate.mean, estimate.low, estimate.high)
+    ]
 
 
 def _mean(arm: Arms, key: str) -> float:
@@ -114,9 +117,9 @@ def _accuracy_cell(arm: Arms, length: int) -> Cell:
     return _estimate_cell(stats.of_bases(arm.scores(length)))
 
 
-def _estimate_cell(found: stats.Estimate) -> Cell:
-    note = "" if found.low is None else f"[{found.low:.2f}, {found.high:.2f}]"
-    return Cell(f"{found.mean:.3f}", note, found.mean)
+def _estimate_cell(estimate: stats.Estimate) -> Cell:
+    note = "" if estimate.low is None else f"[{estimate.low:.2f}, {estimate.high:.2f}]"
+    return Cell(f"{estimate.mean:.3f}", note, estimate.mean)
 
 
 def _name(group: Group, what: str) -> str:
@@ -199,13 +202,13 @@ def by_distance(group: Group) -> Table:
     """Accuracy at the target by the needle's distance; counting has no place."""
     rows = []
     for arm in group.arms:
-        found = [stats.of_bases(arm.quarter_scores(group.target, n)) for n in range(4)]
+        estimates = [stats.of_bases(arm.quarter_scores(group.target, n)) for n in range(4)]
         rival = group.rival
         gap = None if rival is None else between(arm, rival, group.target, what="far_scores")
         rows.append(
             (
                 Cell(arm.name),
-                *(_estimate_cell(one) for one in found),
+                *(_estimate_cell(estimate) for estimate in estimates),
                 Cell("") if gap is None or arm is rival else Cell(str(gap), verdict(gap)),
             )
         )
@@ -362,8 +365,8 @@ def costs(group: Group) -> Table:
 
 def drawings(group: Group) -> list[figures.Drawing]:
     """Accuracy by length, loss by quarter, and the terminal's signal over training."""
-    made = (by_length(group), loss_by_quarter(group), signal_over_training(group))
-    return [one for one in made if one is not None]
+    tried = (by_length(group), loss_by_quarter(group), signal_over_training(group))
+    return [drawing for drawing in tried if drawing is not None]
 
 
 def _looks(group: Group) -> dict[str, dict[str, Any]]:
@@ -455,7 +458,7 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
 
 def render(results: Sequence[Result]) -> str:
     """The page, self-contained; everything from results is escaped."""
-    found = groups(results)
+    grouped = groups(results)
     seeds = sorted({result["seed"] for result in results})
     base = results[0]["base"]
     return page.fill(
@@ -465,16 +468,16 @@ def render(results: Sequence[Result]) -> str:
             f"{base['base']['window']} tokens; control {CONTROL}, rival {RIVAL}"
         ),
         warm_start=base["warm_start"],
-        base_seconds=np.mean([one["cpu_seconds"] for one in _bases(results)]),
+        base_seconds=np.mean([base_record["cpu_seconds"] for base_record in _bases(results)]),
         groups=[
             {
                 "id": _name(group, "group"),
                 "title": f"{_title(group)}: {group.window:,} to {group.target:,} tokens",
                 "sentences": sentences(group),
                 "tables": [table for table in tables(group) if table.rows],
-                "figures": [one.inline() for one in drawings(group)],
+                "figures": [base_record.inline() for base_record in drawings(group)],
             }
-            for group in found
+            for group in grouped
         ],
         recipes=_recipes(results),
         origin=results[0]["provenance"],
@@ -487,20 +490,20 @@ def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:
     """Each trained arm's rows and rates as YAML, once a scaling."""
     import yaml
 
-    found = {}
+    recipes = {}
     for result in results:
         if result["trained"]:
             recipe = {key: result["recipe"][key] for key in ("summary", "rope", "rows", "training")}
             key = f"{result['arm']}, {result['scaling']} by {result['factor']}"
-            found.setdefault(key, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    return [{"name": name, "text": text} for name, text in found.items()]
+            recipes.setdefault(key, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    return [{"name": name, "text": text} for name, text in recipes.items()]
 
 
 def _computed(results: Sequence[Result]) -> str:
     """How results were computed, in words; "" for those of older versions, which don't say."""
     lines = [
-        Computation.model_validate(one["computation"]).line()
-        for one in results
-        if "computation" in one
+        Computation.model_validate(result["computation"]).line()
+        for result in results
+        if "computation" in result
     ]
     return "; ".join(dict.fromkeys(lines))

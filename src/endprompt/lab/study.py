@@ -222,10 +222,10 @@ def _become_worker() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
-    from endprompt.io import quiet
+    from endprompt.io.library_output import silence_libraries
 
     torch.set_num_threads(1)
-    quiet.quiet()
+    silence_libraries()
 
 
 def _end_with_parent() -> None:
@@ -262,7 +262,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
 
     began, worked = time.perf_counter(), time.process_time()
     target = regime.base.window * arm.factor
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "arm": arm.recipe.name,
         "summary": arm.recipe.summary,
         "scaling": arm.scaling,
@@ -297,7 +297,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
             network = models.load(
                 str(Path(folder) / "model"), models.load_config(str(Path(folder) / "model"))
             )
-        found |= {
+        result |= {
             "tokens": done.tokens,
             "flops": done.flops,
             "train_seconds": round(done.seconds, 2),
@@ -306,7 +306,7 @@ def measure(regime: Regime, arm: Arm, base: Path) -> dict[str, Any]:
         }
     else:
         network = models.load(str(base), models.scaled_config(str(base), arm.recipe, target))
-    return found | {
+    return result | {
         "computation": provenance.Computation.of(network).model_dump(),
         **examine(network, regime.questions(arm.factor), arm.seed),
         "seconds": round(time.perf_counter() - began, 2),

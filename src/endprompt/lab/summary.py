@@ -96,12 +96,12 @@ class Arms:
         return Arms(self.name, self.scaling, self.factor, kept)
 
 
-def between(one: Arms, other: Arms, length: int, *, what: str = "scores") -> Estimate | None:
+def between(first: Arms, other: Arms, length: int, *, what: str = "scores") -> Estimate | None:
     """Paired difference of two arms on the bases that both have; None where there is none."""
-    shared = [seed for seed in one.seeds if seed in other.seeds]
+    shared = [seed for seed in first.seeds if seed in other.seeds]
     if not shared:
         return None
-    mine, yours = (getattr(arm.of(shared), what)(length) for arm in (one, other))
+    mine, yours = (getattr(arm.of(shared), what)(length) for arm in (first, other))
     return stats.of_bases(stats.differences(mine, yours))
 
 
@@ -150,8 +150,8 @@ class Group:
 
     def best_loss(self) -> float:
         """The lowest mean loss at the target among trained arms."""
-        found = [arm.loss(self.target).mean() for arm in self.arms if arm.trained]
-        return float(min(found, default=np.nan))
+        losses = [arm.loss(self.target).mean() for arm in self.arms if arm.trained]
+        return float(min(losses, default=np.nan))
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
@@ -159,7 +159,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
     keys = dict.fromkeys(
         (result["factor"], result["scaling"]) for result in results if result["scaling"] != "none"
     )
-    found = []
+    grouped = []
     for factor, scaling in keys:
         mine = [
             result
@@ -168,11 +168,16 @@ def groups(results: Sequence[Result]) -> list[Group]:
         ]
         names = dict.fromkeys(result["arm"] for result in mine)
         arms = tuple(
-            Arms(name, scaling, factor, tuple(one for one in mine if one["arm"] == name))
+            Arms(
+                name,
+                scaling,
+                factor,
+                tuple(arm_result for arm_result in mine if arm_result["arm"] == name),
+            )
             for name in names
         )
-        found.append(Group(scaling, factor, arms))
-    return found
+        grouped.append(Group(scaling, factor, arms))
+    return grouped
 
 
 VERDICTS = {1: "better", 0: "no better", -1: "worse"}
@@ -212,13 +217,13 @@ def _against(group: Group, other: Arms, title: str) -> list[str]:
             gap = between(arm, other, group.target, what=what)
             if arm.name != other.name and arm.trained and gap is not None:
                 words.setdefault(verdict(gap), []).append(f"{arm.name} ({gap})")
-        for found in (*VERDICTS.values(), UNDECIDED):
-            if found in words:
-                note = ", the interval holds zero" if found == "no better" else ""
-                beside = "beside" if found == UNDECIDED else "than"
+        for judgement in (*VERDICTS.values(), UNDECIDED):
+            if judgement in words:
+                note = ", the interval holds zero" if judgement == "no better" else ""
+                beside = "beside" if judgement == UNDECIDED else "than"
                 said.append(
-                    f"{found.capitalize()} {beside} {title} at {group.target:,} tokens{where}"
-                    f"{note}: {'; '.join(words[found])}."
+                    f"{judgement.capitalize()} {beside} {title} at {group.target:,} tokens{where}"
+                    f"{note}: {'; '.join(words[judgement])}."
                 )
     return said
 

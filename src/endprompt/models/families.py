@@ -81,13 +81,15 @@ class Family:
 
     def local_span(self, target: int) -> int | None:
         """W of layers that don't see `target` positions; None: every layer sees them all."""
-        spans = [each.span for each in self.layers if each.span is not None and each.span < target]
+        spans = [
+            layer.span for layer in self.layers if layer.span is not None and layer.span < target
+        ]
         return min(spans, default=None)
 
     def require_reach(self, target: int) -> None:
         """Raise RopeError unless some layer sees distances up to the target, with RoPE."""
-        seen = [each for each in self.layers if each.span is None or each.span >= target]
-        if any(each.parameters and each.scaled for each in seen):
+        seen = [layer for layer in self.layers if layer.span is None or layer.span >= target]
+        if any(layer.parameters and layer.scaled for layer in seen):
             return
         if seen:
             raise RopeError(
@@ -96,7 +98,7 @@ class Family:
                 f"{self.local_span(target)} positions back only; the model takes longer text as "
                 f"it is"
             )
-        span = max(each.span or 0 for each in self.layers)
+        span = max(layer.span or 0 for layer in self.layers)
         remedy = "set sliding_window to null in its config, so that every layer sees all positions"
         if span > self.base.window:
             remedy = f"choose a target of at most {span} tokens, or {remedy}"
@@ -132,22 +134,22 @@ def read(config: Any, named: int = 0) -> Family:
     rotated = _rotated(config, kinds)
     by_kind = any(isinstance(value, dict) for value in config.rope_parameters.values())
     span = getattr(config, "sliding_window", None) or None
-    found = []
+    groups = []
     for kind, turns in dict.fromkeys(zip(kinds, rotated, strict=True)):
         parameters = config.rope_parameters
         if by_kind:
             parameters = parameters.get(kind)
-        found.append(
+        groups.append(
             Layers(
                 kind,
-                tuple(i for i, each in enumerate(zip(kinds, rotated, strict=True))
-                      if each == (kind, turns)),
+                tuple(i for i, layer_kind in enumerate(zip(kinds, rotated, strict=True))
+                      if layer_kind == (kind, turns)),
                 span if kind == LOCAL else None,
                 dict(parameters) if turns and parameters else None,
                 turns and bool(parameters) and (kind == GLOBAL or not by_kind),
             )
         )  # fmt: skip
-    return Family(name, base, tuple(found), by_kind)
+    return Family(name, base, tuple(groups), by_kind)
 
 
 def scaled_config(config: Any, parameters: rope.Parameters, base: rope.Base, target: int) -> Any:
@@ -207,7 +209,7 @@ def _rotated(config: Any, kinds: Sequence[str]) -> list[bool]:
     """Whether each layer has RoPE."""
     listed = getattr(config, "no_rope_layers", None)
     if listed:
-        return [bool(each) for each in listed[: len(kinds)]]
+        return [bool(flag) for flag in listed[: len(kinds)]]
     if config.model_type in GLOBAL_WITHOUT_ROPE and LOCAL in kinds:
         return [kind == LOCAL for kind in kinds]
     return [True] * len(kinds)

@@ -40,13 +40,13 @@ def recording(model: Any) -> Generator[dict[int, Recorded]]:
     from transformers.masking_utils import eager_mask, sdpa_mask
 
     sdpa = getattr(model, "_supports_sdpa", False)
-    found: dict[int, Recorded] = {}
+    recorded: dict[int, Recorded] = {}
 
     def forward(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
     ) -> Any:
         scaling = rest.get("scaling") or query.shape[-1] ** -0.5
-        found[module.layer_idx] = Recorded(query[0], key[0], float(scaling))
+        recorded[module.layer_idx] = Recorded(query[0], key[0], float(scaling))
         own = sdpa_attention_forward
         if not sdpa:  # the family's attention is more than scores and values
             own = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
@@ -58,7 +58,7 @@ def recording(model: Any) -> Generator[dict[int, Recorded]]:
     model.set_attn_implementation(NAME)
     model.eval()
     try:
-        yield found
+        yield recorded
     finally:
         model.set_attn_implementation(before)
         model.train(training)

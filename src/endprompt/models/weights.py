@@ -92,9 +92,9 @@ def require_same(report: Mapping[str, Any], model: str) -> None:
 
 
 def _listed(fault: str, names: Iterable[str]) -> list[str]:
-    found = sorted(names)
-    rest = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
-    return [f"{fault}: {', '.join(found[:NAMED])}{rest}"] if found else []
+    listed = sorted(names)
+    rest = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
+    return [f"{fault}: {', '.join(listed[:NAMED])}{rest}"] if listed else []
 
 
 def require_finite(model: Any, name: str) -> None:

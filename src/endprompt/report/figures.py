@@ -20,7 +20,7 @@ import numpy as np
 from endprompt import theory
 from endprompt.errors import PositionError
 from endprompt.io.files import writing
-from endprompt.report.reading import Arm, Run, arms, label, number, roles, window
+from endprompt.report.run_files import Arm, Run, arms, label, number, roles, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,21 +173,21 @@ def thousands(value: float, _: object = None) -> str:
 
 def looks(run: Run) -> dict[str, dict[str, Any]]:
     """A colour, a line and a width for every arm, the same in all figures of a page."""
-    found, colour, style = {}, 1, 1
+    chosen, colour, style = {}, 1, 1
     for arm, role in roles(run):
         name = str(arm.get("name"))
         if role == "method":
-            found[name] = {"color": SERIES[0], "linestyle": "-", "linewidth": 2.2}
+            chosen[name] = {"color": SERIES[0], "linestyle": "-", "linewidth": 2.2}
         elif role == "base":
-            found[name] = {"color": MUTED, "linestyle": ":", "linewidth": 1.8}
+            chosen[name] = {"color": MUTED, "linestyle": ":", "linewidth": 1.8}
         else:
-            found[name] = {
+            chosen[name] = {
                 "color": SERIES[1:][(colour - 1) % (len(SERIES) - 1)],
                 "linestyle": STYLES[style % len(STYLES)],
                 "linewidth": 1.5,
             }
             colour, style = colour + 1, style + 1
-    return found
+    return chosen
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -242,8 +242,8 @@ def loss_by_position(run: Run) -> Drawing | None:
 
 def _positions(arm: Arm) -> list[tuple[float, float]]:
     points = []
-    for one in (arm.get("evaluation") or {}).get("loss_by_position") or []:
-        start, end, mean = (number(one.get(key)) for key in ("start", "end", "mean"))
+    for stretch in (arm.get("evaluation") or {}).get("loss_by_position") or []:
+        start, end, mean = (number(stretch.get(key)) for key in ("start", "end", "mean"))
         if start is not None and end is not None and mean is not None:
             points.append(((start + end) / 2, mean))
     return points
@@ -265,8 +265,8 @@ def needle_map(run: Run) -> Drawing | None:
         needle = (arm.get("evaluation") or {}).get("needle") or {}
         cells = {
             (int(length), float(at["depth"])): number(at.get(score))
-            for length, found in needle.items()
-            for at in found.get("by_depth") or []
+            for length, record in needle.items()
+            for at in record.get("by_depth") or []
         }
         if cells:
             grids[label(arm)] = cells
@@ -299,8 +299,8 @@ def needle_map(run: Run) -> Drawing | None:
 
 def _depths(run: Run) -> Iterable[Mapping[str, Any]]:
     for arm in arms(run):
-        for found in ((arm.get("evaluation") or {}).get("needle") or {}).values():
-            yield from found.get("by_depth") or []
+        for record in ((arm.get("evaluation") or {}).get("needle") or {}).values():
+            yield from record.get("by_depth") or []
 
 
 def _heat(axes: Axes, name: str, values: Sequence[Sequence[float | None]]) -> None:
@@ -378,10 +378,10 @@ def row_parts(run: Run) -> list[tuple[str, int, int]]:
     """Kind, first and last position of each part of the example row, in the array's order."""
     row = run.get("example_row") or {}
     parts = []
-    for one in row.get("segments") or []:
-        first, last = one.get("positions") or (None, None)
+    for segment in row.get("segments") or []:
+        first, last = segment.get("positions") or (None, None)
         if isinstance(first, int) and isinstance(last, int) and last >= first >= 0:
-            parts.append((str(one.get("kind", "text")), first, last))
+            parts.append((str(segment.get("kind", "text")), first, last))
     return parts
 
 
@@ -414,8 +414,10 @@ def training(run: Run) -> Drawing | None:
 
 
 def _points(arm: Arm, key: str) -> list[tuple[float, float]]:
-    found = [(number(one.get("step")), number(one.get(key))) for one in arm.get("curve") or []]
-    return [(x, y) for x, y in found if x is not None and y is not None]
+    points = [
+        (number(entry.get("step")), number(entry.get(key))) for entry in arm.get("curve") or []
+    ]
+    return [(x, y) for x, y in points if x is not None and y is not None]
 
 
 def terminal_over_training(
@@ -456,13 +458,15 @@ def coverage(run: Run) -> Drawing | None:
     recipes = (run.get("coverage") or {}).get("recipes") or _of_example_row(run)
     if not recipes:
         return None
-    target = int(run.get("target") or max(i[1] for one in recipes for i in one["intervals"]) + 1)
+    target = int(
+        run.get("target") or max(i[1] for recipe in recipes for i in recipe["intervals"]) + 1
+    )
     with settings():
         figure, grid = new(0.75 + 0.62 * len(recipes), len(recipes), sharex=True, sharey=True)
         marked = ""
-        for axes, one in zip(grid.flat, recipes, strict=True):
-            axes.set_title(str(one.get("label") or one.get("name")), pad=2, fontsize=8.5)
-            for first, last, pairs in one["intervals"]:
+        for axes, recipe in zip(grid.flat, recipes, strict=True):
+            axes.set_title(str(recipe.get("label") or recipe.get("name")), pad=2, fontsize=8.5)
+            for first, last, pairs in recipe["intervals"]:
                 density = pairs / (last - first + 1)
                 axes.fill_between(
                     [max(first, 0.7), last + 1], 1e-3, density, color=SERIES[0], lw=0, alpha=0.85
@@ -480,9 +484,9 @@ def coverage(run: Run) -> Drawing | None:
         last_axes.set_xlabel("distance between query and key, tokens" + marked)
         figure.supylabel("pairs in a row", fontsize=8.5)
     said = []
-    for one in recipes:
-        seen = sum(last - first + 1 for first, last, _ in one["intervals"])
-        name = one.get("label") or one.get("name")
+    for recipe in recipes:
+        seen = sum(last - first + 1 for first, last, _ in recipe["intervals"])
+        name = recipe.get("label") or recipe.get("name")
         said.append(f"{name} trains {seen:,} of {target:,} distances")
     return Drawing("coverage", "Distances that training sees", "; ".join(said) + ".", figure)
 
@@ -497,8 +501,8 @@ def _of_example_row(run: Run) -> list[dict[str, Any]]:
         counts = theory.coverage([positions], target=target)
     except PositionError:  # a record of something else than rows with rising positions
         return []
-    found = theory.intervals(counts, theory.octaves(target, parts=8))
-    return [{"label": "the training row shown above", "intervals": found}]
+    intervals = theory.intervals(counts, theory.octaves(target, parts=8))
+    return [{"label": "the training row shown above", "intervals": intervals}]
 
 
 def everything(run: Run) -> list[Drawing]:

@@ -19,7 +19,7 @@ from typing import Any
 from endprompt import __version__
 from endprompt.io.files import write_text
 from endprompt.report import figures, tables
-from endprompt.report.reading import Run, arms, label, roles
+from endprompt.report.run_files import Run, arms, label, roles
 from endprompt.report.verdict import plural, verdict
 
 MARKS = {"better": "better", "worse": "worse", "FAILED": "worse"}
@@ -41,7 +41,7 @@ def render_all(runs: Mapping[str, Run]) -> str:
     whole = combined(runs)
     return fill(
         "page.html",
-        figures={name: one.inline() for name, one in _drawings(whole, runs).items()},
+        figures={name: drawing.inline() for name, drawing in _drawings(whole, runs).items()},
         title=_title(runs),
         kind=_kind(runs),
         facts=_facts(whole),
@@ -103,7 +103,7 @@ def combined(runs: Mapping[str, Run]) -> Run:
     if len(runs) == 1:
         return next(iter(runs.values()))
     same = not differences(runs)
-    found: list[dict[str, Any]] = []
+    arms: list[dict[str, Any]] = []
     for place, (name, run) in enumerate(runs.items()):
         for arm, role in roles(run):
             if role == "method" and place:
@@ -111,15 +111,15 @@ def combined(runs: Mapping[str, Run]) -> Run:
             arm_ = {**arm, "name": f"{name}/{arm.get('name')}", "role": role}
             arm_["label"] = f"{label(arm)} ({name})"
             if not arm.get("trained"):
-                twin = (one for one in found if one["evaluation"] == arm.get("evaluation"))
+                twin = (known for known in arms if known["evaluation"] == arm.get("evaluation"))
                 if same and next(twin, None) is not None:
                     continue
             arm_["evaluation"] = arm.get("evaluation") if same else _without_values(arm)
-            found.append(arm_)
+            arms.append(arm_)
     first = next(iter(runs.values()))
     targets = [run["target"] for run in runs.values() if run.get("target")]
     kept = {key: first.get(key) for key in ("schema_version", "kind", "model", "text", "created")}
-    return {**kept, "target": max(targets, default=None), "arms": found}
+    return {**kept, "target": max(targets, default=None), "arms": arms}
 
 
 def _without_values(arm: Mapping[str, Any]) -> Any:
@@ -148,14 +148,14 @@ def differences(runs: Mapping[str, Run]) -> list[str]:
 
 def _drawings(whole: Run, runs: Mapping[str, Run]) -> dict[str, figures.Drawing]:
     makers = (figures.loss_by_position, figures.needle_map, figures.training)
-    found = {one.name: one for make in makers if (one := make(whole)) is not None}
+    drawn = {drawing.name: drawing for make in makers if (drawing := make(whole)) is not None}
     for place, run in enumerate(runs.values()):
         for make in (figures.training_row, figures.coverage):
-            one = make(run)
-            if one is not None:
-                one = replace(one, name=_numbered(one.name, place))
-                found[one.name] = one
-    return found
+            drawing = make(run)
+            if drawing is not None:
+                drawing = replace(drawing, name=_numbered(drawing.name, place))
+                drawn[drawing.name] = drawing
+    return drawn
 
 
 def _numbered(name: str, place: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from endprompt.distances import QUARTERS
 from endprompt.io.files import write_text
 from endprompt.io.provenance import Computation
-from endprompt.report.reading import (
+from endprompt.report.run_files import (
     METRICS,
     Metric,
     Run,
@@ -96,11 +96,11 @@ def _is_number(text: str) -> bool:
 
 def by_length(run: Run, metric: Metric) -> Table | None:
     """Arms by length for one metric, the target's column always there; None if none measured."""
-    found = lengths(run, metric)
-    if not found:
+    measured_at = lengths(run, metric)
+    if not measured_at:
         return None
     target, old = run.get("target"), window(run)
-    columns = sorted({*found, *([int(target)] if target else [])})
+    columns = sorted({*measured_at, *([int(target)] if target else [])})
 
     def heading(length: int) -> str:
         marks = []
@@ -135,24 +135,24 @@ def results(run: Run) -> list[Table]:
 
 def compared(run: Run) -> Table | None:
     """The method against every other arm, with the interval of each difference."""
-    found = comparisons(run)
-    if not found:
+    compared_arms = comparisons(run)
+    if not compared_arms:
         return None
     return Table(
         name="comparisons",
-        caption=f"{found[0].arm} against every other arm: a gain above zero is better",
+        caption=f"{compared_arms[0].arm} against every other arm: a gain above zero is better",
         columns=("measure", "length", "against", "method", "other", "gain [95 %]", "verdict"),
         rows=tuple(
             (
-                Cell(one.metric.label),
-                Cell(f"{one.length:,}", value=one.length),
-                Cell(one.other),
-                Cell(f"{one.mean:.3f}", value=one.mean),
-                Cell(f"{one.other_mean:.3f}", value=one.other_mean),
-                Cell(one.interval, value=one.gain),
-                Cell(one.outcome),
+                Cell(comparison.metric.label),
+                Cell(f"{comparison.length:,}", value=comparison.length),
+                Cell(comparison.other),
+                Cell(f"{comparison.mean:.3f}", value=comparison.mean),
+                Cell(f"{comparison.other_mean:.3f}", value=comparison.other_mean),
+                Cell(comparison.interval, value=comparison.gain),
+                Cell(comparison.significance),
             )
-            for one in found
+            for comparison in compared_arms
         ),
     )
 
@@ -265,8 +265,8 @@ def _cost_row(what: str, of: Mapping[str, Any], *, seconds: Any, memory: Any) ->
 
 def timings(run: Run) -> Table | None:
     """Wall-clock seconds of each stage."""
-    found = [(name, number(value)) for name, value in (run.get("timings") or {}).items()]
-    rows = [(Cell(name), Cell(f"{s:,.1f}", value=s)) for name, s in found if s is not None]
+    entries = [(name, number(value)) for name, value in (run.get("timings") or {}).items()]
+    rows = [(Cell(name), Cell(f"{s:,.1f}", value=s)) for name, s in entries if s is not None]
     if not rows:
         return None
     return Table("timings", "Time by stage", ("stage", "seconds"), tuple(rows))
@@ -314,14 +314,18 @@ def origins(run: Run) -> Table:
 
 def _computations(run: Run, key: str) -> dict[str, str]:
     """How arms were computed, in words; to each what follows: its arms, where they differ."""
-    found: dict[str, list[str]] = {}
+    arms_by_computation: dict[str, list[str]] = {}
     for arm in arms(run):
         place = arm.get(key) or {}
         how = place.get("computation") if key == "evaluation" else place
         if how:
-            found.setdefault(Computation.model_validate(how).line(), []).append(label(arm))
-    alone = len(found) == 1
-    return {how: "" if alone else f": {', '.join(names)}" for how, names in found.items()}
+            arms_by_computation.setdefault(Computation.model_validate(how).line(), []).append(
+                label(arm)
+            )
+    alone = len(arms_by_computation) == 1
+    return {
+        how: "" if alone else f": {', '.join(names)}" for how, names in arms_by_computation.items()
+    }
 
 
 def _plain(value: Any) -> str:
@@ -334,7 +338,7 @@ def _plain(value: Any) -> str:
 
 def everything(run: Run) -> list[Table]:
     """Every table of a report, in its order."""
-    found = [
+    tables = [
         *results(run),
         compared(run),
         needle_by_distance(run),
@@ -344,4 +348,4 @@ def everything(run: Run) -> list[Table]:
         position_check(run),
         origins(run),
     ]
-    return [table for table in found if table is not None]
+    return [table for table in tables if table is not None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from endprompt import stats
-from endprompt.report.reading import (
+from endprompt.report.run_files import (
     METRICS,
     Arm,
     Measured,
@@ -25,8 +25,8 @@ from endprompt.report.reading import (
     window,
 )
 
-Outcome = Literal["better", "worse", "not significant"]
-OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "not significant")
+Significance = Literal["better", "worse", "not significant"]
+SIGNIFICANCES: tuple[Significance, ...] = ("better", "worse", "not significant")
 STANDING = {
     frozenset({"better", "worse"}): "better on some measures and worse on others than",
     frozenset({"better"}): "better on some measures and worse on none than",
@@ -53,7 +53,7 @@ class Comparison:
     pairs: int
 
     @property
-    def outcome(self) -> Outcome:
+    def significance(self) -> Significance:
         """Better or worse only where the interval leaves zero out."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return "not significant"
@@ -67,14 +67,16 @@ class Comparison:
         return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def _gain(metric: Metric, one: Measured, two: Measured) -> tuple[float, float | None, float | None]:
+def _gain(
+    metric: Metric, ours: Measured, theirs: Measured
+) -> tuple[float, float | None, float | None]:
     sign = 1 if metric.higher_is_better else -1
-    gain = sign * (one.mean - two.mean)
-    if not one.values or len(one.values) != len(two.values):
+    gain = sign * (ours.mean - theirs.mean)
+    if not ours.values or len(ours.values) != len(theirs.values):
         return gain, None, None
-    gains = [sign * (a - b) for a, b in zip(one.values, two.values, strict=True)]
-    found = stats.of_differences(gains)
-    return gain, found.low, found.high
+    gains = [sign * (a - b) for a, b in zip(ours.values, theirs.values, strict=True)]
+    estimate = stats.of_differences(gains)
+    return gain, estimate.low, estimate.high
 
 
 def comparisons(run: Run) -> list[Comparison]:
@@ -83,23 +85,23 @@ def comparisons(run: Run) -> list[Comparison]:
     method = next((arm for arm, role in parts if role == "method"), None)
     if method is None:
         return []
-    found = []
+    listed = []
     for metric in METRICS:
         for length in lengths(run, metric, among=[method]):
-            one = measured(method, metric, length)
+            ours = measured(method, metric, length)
             for arm, role in parts:
                 two = measured(arm, metric, length)
-                if arm is method or one is None or two is None:
+                if arm is method or ours is None or two is None:
                     continue
-                gain, low, high = _gain(metric, one, two)
-                pairs = len(one.values) if len(one.values) == len(two.values) else 0
-                found.append(
+                gain, low, high = _gain(metric, ours, two)
+                pairs = len(ours.values) if len(ours.values) == len(two.values) else 0
+                listed.append(
                     Comparison(
                         metric, length, label(method), label(arm), role,
-                        one.mean, two.mean, gain, low, high, pairs,
+                        ours.mean, two.mean, gain, low, high, pairs,
                     )
                 )  # fmt: skip
-    return found
+    return listed
 
 
 def verdict(run: Run) -> list[str]:
@@ -116,8 +118,8 @@ def verdict(run: Run) -> list[str]:
     old, target = window(run), run.get("target")
     if old is None:
         return ["The model's own window is not recorded: what lies past it is unknown."]
-    past = [one for one in everything if one.length > old]
-    inside = [one for one in everything if one.length <= old]
+    past = [comparison for comparison in everything if comparison.length > old]
+    inside = [comparison for comparison in everything if comparison.length <= old]
     if past:
         said = [_headline(past, old), *_tally(past, "Past the old window")]
     else:
@@ -133,18 +135,21 @@ def verdict(run: Run) -> list[str]:
 
 
 def _groups(some: Sequence[Comparison]) -> list[list[Comparison]]:
-    keys = dict.fromkeys((one.metric.name, one.length) for one in some)
-    return [[one for one in some if (one.metric.name, one.length) == key] for key in keys]
+    keys = dict.fromkeys((comparison.metric.name, comparison.length) for comparison in some)
+    return [
+        [comparison for comparison in some if (comparison.metric.name, comparison.length) == key]
+        for key in keys
+    ]
 
 
-def _any(some: Sequence[Comparison], outcome: Outcome) -> bool:
-    return any(one.outcome == outcome for one in some)
+def _any(some: Sequence[Comparison], significance: Significance) -> bool:
+    return any(comparison.significance == significance for comparison in some)
 
 
 def _headline(past: Sequence[Comparison], old: int) -> str:
     standing: dict[str, list[str]] = {}
-    for other in dict.fromkeys(one.other for one in past):
-        mine = {one.outcome for one in past if one.other == other}
+    for other in dict.fromkeys(comparison.other for comparison in past):
+        mine = {comparison.significance for comparison in past if comparison.other == other}
         word = STANDING[frozenset(mine - {"not significant"})]
         if mine in ({"better"}, {"worse"}):
             word = f"{next(iter(mine))} on every measure than"
@@ -155,9 +160,9 @@ def _headline(past: Sequence[Comparison], old: int) -> str:
 
 def _tally(some: Sequence[Comparison], where: str) -> list[str]:
     said = []
-    for other in dict.fromkeys(one.other for one in some):
-        mine = [one.outcome for one in some if one.other == other]
-        counts = [f"{word} on {mine.count(word)}" for word in OUTCOMES if word in mine]
+    for other in dict.fromkeys(comparison.other for comparison in some):
+        mine = [comparison.significance for comparison in some if comparison.other == other]
+        counts = [f"{word} on {mine.count(word)}" for word in SIGNIFICANCES if word in mine]
         said.append(
             f"{where}, against “{other}”: {', '.join(counts)} of {plural(len(mine), 'measure')}."
         )
@@ -165,10 +170,10 @@ def _tally(some: Sequence[Comparison], where: str) -> list[str]:
 
 
 def _at_target(past: Sequence[Comparison], method: Arm, target: int) -> list[str]:
-    here = [one for one in past if one.length == target]
+    here = [comparison for comparison in past if comparison.length == target]
     if here:
         return _tally(here, f"At the target itself, {target:,} tokens")
-    farthest = max((one.length for one in past), default=0)
+    farthest = max((comparison.length for comparison in past), default=0)
     reached = f"; the farthest length measured is {farthest:,}" if farthest else ""
     return [
         f"At the target itself, {target:,} tokens, “{label(method)}” was not measured{reached}: "
@@ -188,11 +193,18 @@ def _missing_roles(run: Run) -> list[str]:
 def _sentence(group: Sequence[Comparison]) -> str:
     first = group[0]
     parts = []
-    for outcome in OUTCOMES:
-        mine = [one for one in group if one.outcome == outcome]
+    for significance in SIGNIFICANCES:
+        mine = [comparison for comparison in group if comparison.significance == significance]
         if mine:
-            word = STANDING[frozenset()] if outcome == "not significant" else f"{outcome} than"
-            parts.append(f"{word} " + ", ".join(f"“{one.other}” ({one.interval})" for one in mine))
+            word = (
+                STANDING[frozenset()]
+                if significance == "not significant"
+                else f"{significance} than"
+            )
+            parts.append(
+                f"{word} "
+                + ", ".join(f"“{comparison.other}” ({comparison.interval})" for comparison in mine)
+            )
     return (
         f"{first.metric.label} at {first.length:,} tokens ({first.mean:.3f} {first.metric.unit}): "
         + "; ".join(parts)
@@ -201,10 +213,10 @@ def _sentence(group: Sequence[Comparison]) -> str:
 
 
 def _limits(everything: Sequence[Comparison]) -> str:
-    resolved = [one for one in everything if one.low is not None]
+    resolved = [comparison for comparison in everything if comparison.low is not None]
     if not resolved:
         return f"No comparison has {stats.FEWEST} paired values or more: nothing is established."
-    sizes = sorted({one.pairs for one in resolved})
+    sizes = sorted({comparison.pairs for comparison in resolved})
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return (
         "Gains are differences in the metric's own unit, above zero is better, with 95 % "

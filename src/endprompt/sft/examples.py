@@ -77,25 +77,25 @@ def read(specs: Sequence[str], tokenizer: Any, *, max_tokens: int, split: str) -
 
     Raises DataError for a row that is no conversation, with its place, and when none is left.
     """
-    found = Examples()
+    examples = Examples()
     template = _Template(tokenizer)
     for spec in specs:
         for where, row in _rows(spec, split):
             for example in template.examples(conversation(row, where, template.chat), where):
-                found.longest = max(found.longest, len(example.tokens_T))
+                examples.longest = max(examples.longest, len(example.tokens_T))
                 if len(example.tokens_T) > max_tokens:
-                    found.too_long += 1
+                    examples.too_long += 1
                 else:
-                    found.rows.append(example)
-    if not found.rows:
+                    examples.rows.append(example)
+    if not examples.rows:
         sources = ", ".join(specs)
-        if found.too_long:
+        if examples.too_long:
             raise DataError(
-                f"all {found.too_long} rows of {sources} are longer than {max_tokens:,} tokens: "
+                f"all {examples.too_long} rows of {sources} are longer than {max_tokens:,} tokens: "
                 f"shorten them, or raise max_tokens up to the model's window"
             )
         raise DataError(f"no row in {sources}: give conversations, one a line")
-    return found
+    return examples
 
 
 def conversation(row: dict[str, Any], where: str, chat: bool) -> list[Message]:
@@ -239,10 +239,10 @@ def _runs(marks_T: np.ndarray) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(first: Sequence[int], other: Sequence[int]) -> int:
     """Number of tokens that both begin with."""
-    shorter = min(len(one), len(other))
-    differ = np.flatnonzero(np.array(one[:shorter]) != np.array(other[:shorter]))
+    shorter = min(len(first), len(other))
+    differ = np.flatnonzero(np.array(first[:shorter]) != np.array(other[:shorter]))
     return int(differ[0]) if len(differ) else shorter
 
 

@@ -35,7 +35,7 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
     model, carried = _find(start)
 
     def record(done: Tuned) -> None:
-        found = {
+        values = {
             **provenance.provenance(),
             **carried,
             "kind": "sft",
@@ -45,7 +45,7 @@ def tune(start: str, data: Sequence[str], settings: Tuning, *, out: Path, **give
             "arms": [],
             "sft": done.__dict__,
         }
-        files.write_json(out / run.RESULT, found)
+        files.write_json(out / run.RESULT, values)
 
     return run.tune(model, data, settings, out=out, reads=[start], record=record, **given)
 

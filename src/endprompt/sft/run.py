@@ -123,12 +123,12 @@ def _tune(
     out = held.folder
     config, tokenizer = models.load_config(model), models.load_tokenizer(model)
     window = rope.window_of(config, tokenizer)
-    found = _read(data, tokenizer, settings, window, split, say)
+    rows = _read(data, tokenizer, settings, window, split, say)
     asked = {
         "settings": files.sha256_of(settings.model_dump(mode="json")),
         "model": model,
         **digests.of_model(model),
-        "data": found.fingerprint(),
+        "data": rows.fingerprint(),
     }
     held.require(asked)
     finished_before = finished(out)
@@ -139,25 +139,25 @@ def _tune(
     before, precision = _window_settings(config), models.check(model, config).precision
     network = _network(model, config, settings)
     arguments = _arguments(settings, out, _row_limit(settings, window), report_to)
-    steps = settings.steps or math.ceil(len(found.rows) * settings.epochs / settings.rows_per_step)
+    steps = settings.steps or math.ceil(len(rows.rows) * settings.epochs / settings.rows_per_step)
     checkpoints.require_room(out, network, steps=steps, save_steps=settings.save_steps)
     held.claim(asked)
     checkpoint = checkpoints.last_whole(out / "checkpoints")
     if checkpoint:
         say(f"resuming behind step {checkpoint.resumed_at[-1]}")
     began = time.perf_counter()
-    trainer = _train(network, tokenizer, found, arguments, checkpoint, progress)
+    trainer = _train(network, tokenizer, rows, arguments, checkpoint, progress)
     done = Tuned(
         settings=settings.model_dump(mode="json"),
         window=window,
         rope_parameters=before["rope_parameters"],
         data=list(data),
         data_sha256=asked["data"],
-        rows=len(found.rows),
-        too_long=found.too_long,
-        longest=found.longest,
-        tokens=found.tokens,
-        learnt=found.learnt,
+        rows=len(rows.rows),
+        too_long=rows.too_long,
+        longest=rows.longest,
+        tokens=rows.tokens,
+        learnt=rows.learnt,
         steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
         peak_memory_bytes=provenance.peak_memory_bytes(),
@@ -194,11 +194,11 @@ def _read(
     """Rows of the conversations; how many there are is said."""
     longest = _row_limit(settings, window)
     say("reading the conversations")
-    found = examples.read(data, tokenizer, max_tokens=longest, split=split)
-    kept = f"{len(found.rows):,} rows, {found.tokens:,} tokens, {found.learnt:,} of them learnt"
-    left_out = f"; {found.too_long:,} above {longest:,} tokens left out" if found.too_long else ""
+    rows = examples.read(data, tokenizer, max_tokens=longest, split=split)
+    kept = f"{len(rows.rows):,} rows, {rows.tokens:,} tokens, {rows.learnt:,} of them learnt"
+    left_out = f"; {rows.too_long:,} above {longest:,} tokens left out" if rows.too_long else ""
     say(f"{kept}{left_out}")
-    return found
+    return rows
 
 
 def _network(model: str, config: Any, settings: Tuning) -> Any:
@@ -219,7 +219,7 @@ def _network(model: str, config: Any, settings: Tuning) -> Any:
 def _train(
     network: Any,
     tokenizer: Any,
-    found: examples.Examples,
+    rows: examples.Examples,
     arguments: SFTConfig,
     checkpoint: checkpoints.Whole | None,
     progress: Progress | None,
@@ -229,7 +229,7 @@ def _train(
     trainer = _Trainer(
         model=network,
         args=arguments,
-        train_dataset=_dataset(found),
+        train_dataset=_dataset(rows),
         processing_class=tokenizer,
         callbacks=[checkpoints.MarkComplete(resumed), _Report(progress)],
     )
@@ -325,11 +325,11 @@ def check_packing(network: Any) -> None:
         )
 
 
-def _dataset(found: examples.Examples) -> Dataset:
+def _dataset(rows: examples.Examples) -> Dataset:
     return Dataset.from_dict(
         {
-            "input_ids": [row.tokens_T for row in found.rows],
-            "labels": [row.labels_T for row in found.rows],
+            "input_ids": [row.tokens_T for row in rows.rows],
+            "labels": [row.labels_T for row in rows.rows],
         }
     )
 

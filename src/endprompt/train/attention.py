@@ -74,8 +74,10 @@ def shifted(
 
     def inside(parts: tuple[Tensor, ...], size: int) -> Tensor:
         """Attention of float[B, h, t, D] inside runs of `size` tokens."""
-        cut = [part.reshape(B, -1, size, D) for part in parts]
-        out = F.scaled_dot_product_attention(*cut, dropout_p=dropout, is_causal=True, scale=scale)
+        groups = [part.reshape(B, -1, size, D) for part in parts]
+        out = F.scaled_dot_product_attention(
+            *groups, dropout_p=dropout, is_causal=True, scale=scale
+        )
         return out.view(parts[0].shape)
 
     still = inside(tuple(part[:, : H // 2] for part in parts_BHTD), G)

@@ -54,13 +54,15 @@ class MarkComplete(TrainerCallback):
 
 def last_whole(folder: Path) -> Whole | None:
     """The latest whole checkpoint; a warning for each that is passed over, and for none left."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None]
-    for checkpoint in sorted(found, key=lambda path: _step(path) or 0, reverse=True):
+    checkpoints = [
+        path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None
+    ]
+    for checkpoint in sorted(checkpoints, key=lambda path: _step(path) or 0, reverse=True):
         resumed_at = _verified(checkpoint)
         if resumed_at is not None:
             return Whole(checkpoint, [*resumed_at, _step(checkpoint) or 0])
         log.warning("checkpoint %s is not whole: it is passed over", checkpoint.name)
-    if found:
+    if checkpoints:
         log.warning("no whole checkpoint is left in %s: training starts at step 0", folder)
     return None
 
@@ -91,9 +93,9 @@ def require_room(out: Path, network: Any, *, steps: int, save_steps: int) -> Non
     """
     everything = _bytes(network.parameters())
     trained = _bytes(weight for weight in network.parameters() if weight.requires_grad)
-    one = (trained if hasattr(network, "peft_config") else everything) + 2 * trained
+    bytes_each = (trained if hasattr(network, "peft_config") else everything) + 2 * trained
     count = steps // save_steps
-    needed = max(min(count, KEPT + 1) * one, min(count, KEPT) * one + everything)
+    needed = max(min(count, KEPT + 1) * bytes_each, min(count, KEPT) * bytes_each + everything)
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     files.require_room(out, needed - there, "checkpoints and the model")
 

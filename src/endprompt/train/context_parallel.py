@@ -53,7 +53,7 @@ def require_cuttable(recipe: Recipe) -> None:
         )
 
 
-def cut(
+def split_row(
     accelerator: Any, columns: dict[str, Tensor], ranks: int
 ) -> tuple[Callable[[], Any], dict[str, Tensor]]:
     """The columns [B, T] of whole rows, and the context inside of which a rank has its part.

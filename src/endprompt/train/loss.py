@@ -242,7 +242,7 @@ def teacher_losses(
 
     columns = (hidden_NH, labels_N, teacher_NH, prefix_N)
     chunks = zip(*(column.split(CHUNK_TOKENS) for column in columns), strict=True)
-    return torch.cat([checkpoint(of_chunk, *each, use_reentrant=False) for each in chunks], dim=1)
+    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
 
 
 def _logits(hidden_NH: Tensor, head: nn.Linear, cap: float | None) -> Tensor:

@@ -179,11 +179,11 @@ def frequencies(
         error = 0.0
         for got, wave in ((cos, np.cos), (sin, np.sin)):
             values = got[0, 1].double().cpu().numpy()
-            each = min(  # pairs lie half a head apart in most families, side by side in some
+            nearest = min(  # pairs lie half a head apart in most families, side by side in some
                 (values[: len(expected)], values[:: max(1, len(values) // len(expected))]),
-                key=lambda found: np.abs(found - wave(angles) * size).max(),
+                key=lambda measured: np.abs(measured - wave(angles) * size).max(),
             )
-            error = max(error, float(np.abs(each - wave(angles) * size).max()))
+            error = max(error, float(np.abs(nearest - wave(angles) * size).max()))
         yield Check(
             "cos and sin reach the target", label, error < 0.02, f"largest error {error:.2g}"
         )
@@ -203,7 +203,7 @@ def _rotation(
     ids = tokens.to(model.device)
     late = torch.arange(target - ids.shape[1], target, device=model.device)[None]
     queries = []
-    with recording(model) as found:
+    with recording(model) as recorded:
         for positions in (late, late - shift):
             batch = {
                 "input_ids": ids,
@@ -211,7 +211,7 @@ def _rotation(
                 "attention_mask": torch.ones_like(ids),
             }
             hidden_states(model, batch)
-            queries.append({i: each.query_HTD.double().cpu() for i, each in found.items()})
+            queries.append({i: layer.query_HTD.double().cpu() for i, layer in recorded.items()})
     for layers in family.layers:
         turns = np.zeros(base.rotary_size // 2)
         if layers.parameters is not None:
@@ -236,44 +236,46 @@ def _turned_by(before_HTD: Tensor, after_HTD: Tensor, turned_J: Tensor) -> float
     Families differ in where the pairs of a head lie; the nearest layout counts.
     """
     R = 2 * len(turned_J)
-    found = []
+    turns = []
     for part in (slice(0, R), slice(before_HTD.shape[-1] - R, None)):
-        one, other = before_HTD[..., part], after_HTD[..., part]
+        before, other = before_HTD[..., part], after_HTD[..., part]
         for first, second in (
             (slice(0, R // 2), slice(R // 2, None)),
             (slice(0, None, 2), slice(1, None, 2)),
         ):
-            z = torch.complex(one[..., first], one[..., second]) * turned_J
+            z = torch.complex(before[..., first], before[..., second]) * turned_J
             difference = torch.complex(other[..., first], other[..., second]) - z
-            found.append(float(difference.norm() / z.norm().clamp_min(1e-30)))
-    return min(found)
+            turns.append(float(difference.norm() / z.norm().clamp_min(1e-30)))
+    return min(turns)
 
 
 @torch.no_grad()
 def _local(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
     """Local layers: nothing far through them, and on a row without jumps Transformers' own."""
     span = model.config.sliding_window
-    made = masks.of_row(model, batch["position_ids"], batch["attention_mask"])
+    masks_given = masks.of_row(model, batch["position_ids"], batch["attention_mask"])
     terminal_T = batch["segments"][0] == TERMINAL
     positions_T = batch["position_ids"][0]
     far_T = ~terminal_T & (positions_T <= positions_T[terminal_T].min() - span)
     apart = (terminal_T[:, None] == terminal_T) & torch.ones_like(
         terminal_T[:, None] & terminal_T
     ).tril()
-    if far_T.any() and isinstance(made, dict):
-        cut = masks.of_row(model, batch["position_ids"], batch["attention_mask"], apart[None, None])
-        alone = batch | {"masks": made | {families.GLOBAL: cut[families.GLOBAL]}}
+    if far_T.any() and isinstance(masks_given, dict):
+        masks_cut = masks.of_row(
+            model, batch["position_ids"], batch["attention_mask"], apart[None, None]
+        )
+        alone = batch | {"masks": masks_given | {families.GLOBAL: masks_cut[families.GLOBAL]}}
         other = dict(alone)
         ids = batch["input_ids"].clone()
         ids[0, far_T] = (ids[0, far_T] + 1) % model.config.vocab_size
         other["input_ids"] = ids
-        one = hidden_states(model, alone)[0][0, terminal_T]
+        alone_TH = hidden_states(model, alone)[0][0, terminal_T]
         two = hidden_states(model, other)[0][0, terminal_T]
-        moved, size = float((one - two).abs().max()), float(one.abs().max())
+        moved, size = float((alone_TH - two).abs().max()), float(alone_TH.abs().max())
         detail = f"moved by {moved:.2g} of {size:.2g} with global layers cut off"
         passed = bool(np.isfinite(moved)) and moved <= 1e-6 * size
         yield Check("local layers alone see nothing far", label, passed, detail)
-    elif not isinstance(made, dict):
+    elif not isinstance(masks_given, dict):
         yield Check("local layers alone see nothing far", label, False, "one mask for all layers")
 
     row = batch_of(model, min(span + 16, MOST_CONTIGUOUS))
@@ -292,10 +294,10 @@ def _reach(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
     other["input_ids"] = batch["input_ids"].clone()
     other["input_ids"][0, 0] = (batch["input_ids"][0, 0] + 1) % model.config.vocab_size
     with torch.no_grad():
-        one = hidden_states(model, batch)[0][0, terminal]
+        plain = hidden_states(model, batch)[0][0, terminal]
         two = hidden_states(model, other)[0][0, terminal]
-    moved = float((one - two).abs().max())
-    size = float(one.abs().max())
+    moved = float((plain - two).abs().max())
+    size = float(plain.abs().max())
     seen = bool(np.isfinite(moved)) and moved > 1e-6 * size
     yield Check("terminal sees the prefix", label, seen, f"moved by {moved:.2g} of {size:.2g}")
 

@@ -26,13 +26,13 @@ def logits_of(model: Any) -> Generator[list[Tensor]]:
 
     Empty where the config doesn't ask for the loss.
     """
-    found: list[Tensor] = []
+    logits: list[Tensor] = []
     hooks = []
     if balances(model.config):
         recorder = model._can_record_outputs["router_logits"]
 
         def keep(_: Any, __: Any, output: Any) -> None:
-            found.append(output[recorder.index] if isinstance(output, tuple) else output)
+            logits.append(output[recorder.index] if isinstance(output, tuple) else output)
 
         hooks = [
             module.register_forward_hook(keep)
@@ -40,7 +40,7 @@ def logits_of(model: Any) -> Generator[list[Tensor]]:
             if isinstance(module, recorder.target_class)
         ]
     try:
-        yield found
+        yield logits
     finally:
         for hook in hooks:
             hook.remove()

@@ -391,7 +391,7 @@ class RowTrainer(Trainer):
         ranks = context_parallel.ranks_of_a_row()
         if ranks == 1:
             return contextlib.nullcontext, inputs
-        return context_parallel.cut(self.accelerator, inputs, ranks)
+        return context_parallel.split_row(self.accelerator, inputs, ranks)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Columns as they are: for DeepSpeed the Trainer would round loss weights to bf16."""

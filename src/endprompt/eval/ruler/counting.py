@@ -217,7 +217,8 @@ class TokenCounter:
     def _all_whole(self, texts: list[str]) -> list[int]:
         assert self._backend is not None
         return [
-            len(found) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            len(encoding)
+            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ]
 
 

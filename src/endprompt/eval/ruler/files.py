@@ -83,18 +83,18 @@ def write(jobs: Sequence[Job], order: Order, *, workers: int, advance: Advance) 
     A file whose length is too short for its task is left out, and the others are written; then
     EvaluationError names the first of those left out.
     """
-    made: dict[Job, Any] = {}
+    done: dict[Job, Any] = {}
     failed: dict[Job, EvaluationError] = {}
     for job, result in _results(jobs, order, workers, advance):
         if isinstance(result, EvaluationError):
             failed[job] = result
         else:
-            made[job] = result
+            done[job] = result
     if failed:
         first = next(failed[job] for job in jobs if job in failed)
         rest = f" ({len(failed)} of {len(jobs)} files not written)" if len(jobs) > 1 else ""
         raise EvaluationError(f"{first}{rest}")
-    return [made[job] for job in jobs]
+    return [done[job] for job in jobs]
 
 
 def _results(
@@ -200,7 +200,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Found:
+class PredictionFile:
     """A file of predictions; length None where its place does not say."""
 
     task: str
@@ -215,7 +215,7 @@ class Found:
         return data / str(self.length) / name if (data / str(self.length)).is_dir() else data / name
 
 
-def find_predictions(place: Path, task: str, length: int | None) -> list[Found]:
+def find_predictions(place: Path, task: str, length: int | None) -> list[PredictionFile]:
     """Files of predictions: one file, or a folder `<length>/<task>.jsonl` or `<task>.jsonl`.
 
     Raises EvaluationError when there are none, or a file's task is not said.
@@ -223,21 +223,21 @@ def find_predictions(place: Path, task: str, length: int | None) -> list[Found]:
     if place.is_file():
         if task == "all":
             raise EvaluationError(f"{place} is one file: name its --task")
-        return [Found(find_task(task).name, length, place)]
+        return [PredictionFile(find_task(task).name, length, place)]
     tasks = list(TASKS) if task == "all" else [find_task(task).name]
     folders: dict[int | None, Path] = {
         int(folder.name): folder for folder in place.glob("*") if folder.name.isdigit()
     }
     if length is not None and folders:
         folders = {length: place / str(length)}
-    found = [
-        Found(name, at, folder / f"{name}.jsonl")
+    files = [
+        PredictionFile(name, at, folder / f"{name}.jsonl")
         for at, folder in (sorted(folders.items()) if folders else [(length, place)])
         for name in tasks
         if (folder / f"{name}.jsonl").is_file()
     ]
-    if not found:
+    if not files:
         raise EvaluationError(
             f"no predictions in {place}: expected LENGTH/TASK.jsonl or TASK.jsonl"
         )
-    return found
+    return files

@@ -101,8 +101,8 @@ def score(task: str, predictions: Iterable[Mapping[str, Any]]) -> TaskScore:
         per_sample.append(max(hits) if best else sum(hits) / len(hits))
     if not per_sample:
         raise EvaluationError(f"no predictions for {task}: nothing to score")
-    found = _percent(stats.of_values(per_sample))
-    return TaskScore(task, found.mean, found.low, found.high, nulls, tuple(per_sample))
+    estimate = _percent(stats.of_values(per_sample))
+    return TaskScore(task, estimate.mean, estimate.low, estimate.high, nulls, tuple(per_sample))
 
 
 def postprocess(text: str) -> str:
@@ -168,15 +168,17 @@ def _warnings(rows: Sequence[LengthScore], average: float, target: int) -> Itera
 
 
 def _over_tasks(length: int, scores: Sequence[TaskScore]) -> LengthScore:
-    found = _percent(stats.of_groups([np.asarray(score.per_sample) for score in scores]))
+    estimate = _percent(stats.of_groups([np.asarray(score.per_sample) for score in scores]))
     mean = float(np.mean([score.score for score in scores]))
-    return LengthScore(length, mean, found.low, found.high, tuple(score.task for score in scores))
+    return LengthScore(
+        length, mean, estimate.low, estimate.high, tuple(score.task for score in scores)
+    )
 
 
-def _percent(found: stats.Estimate) -> stats.Estimate:
+def _percent(estimate: stats.Estimate) -> stats.Estimate:
     """An estimate of 0..1 in percent, rounded as NVIDIA's scorer rounds."""
-    ends = (None if end is None else round(100 * end, 2) for end in (found.low, found.high))
-    return stats.Estimate(round(100 * found.mean, 2), *ends)
+    ends = (None if end is None else round(100 * end, 2) for end in (estimate.low, estimate.high))
+    return stats.Estimate(round(100 * estimate.mean, 2), *ends)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def squad(titles: int = 60, paragraphs: int = 20) -> dict[str, Any]:
     articles = []
     for _ in range(titles):
         title = words["n"](draw).title()
-        made = []
+        written = []
         for number in range(paragraphs):
             fact = _Fact(draw, words, f"{title} number {number + 1}")
             qas = [
@@ -71,8 +71,8 @@ def squad(titles: int = 60, paragraphs: int = 20) -> dict[str, Any]:
             qas.append(
                 {"question": f"Who sold the {fact.name}?", "is_impossible": True, "answers": []}
             )
-            made.append({"context": fact.paragraph(draw, words), "qas": qas})
-        articles.append({"title": title, "paragraphs": made})
+            written.append({"context": fact.paragraph(draw, words), "qas": qas})
+        articles.append({"title": title, "paragraphs": written})
     return {"version": NAME, "data": articles}
 
 

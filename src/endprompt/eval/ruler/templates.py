@@ -48,12 +48,12 @@ def templates() -> Templates:
 
     Raises DependencyError when lm-eval is missing or words its prompts otherwise.
     """
-    found = util.find_spec("lm_eval")
-    if found is None or not found.submodule_search_locations:
+    spec = util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
         raise DependencyError(
             "RULER's prompt templates are read from lm-eval: pip install 'endprompt[eval]'"
         )
-    folder = Path(found.submodule_search_locations[0]) / "tasks" / "ruler"
+    folder = Path(spec.submodule_search_locations[0]) / "tasks" / "ruler"
     try:
         read = _read(folder)
     except (OSError, SyntaxError, KeyError, StopIteration) as error:

@@ -116,16 +116,16 @@ def roles(run: Run) -> list[tuple[Arm, Role]]:
 
 def measured(arm: Arm, metric: Metric, length: int) -> Measured | None:
     """What an arm scored at a length, or None where it was not measured."""
-    found: Any = arm.get("evaluation")
+    node: Any = arm.get("evaluation")
     for key in (*metric.path, str(length), *([metric.leaf] if metric.leaf else [])):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or number(found.get("mean")) is None:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or number(node.get("mean")) is None:
         return None
-    values = [number(value) for value in found.get("values") or []]
+    values = [number(value) for value in node.get("values") or []]
     return Measured(
-        mean=float(found["mean"]),
-        low=number(found.get("low")),
-        high=number(found.get("high")),
+        mean=float(node["mean"]),
+        low=number(node.get("low")),
+        high=number(node.get("high")),
         values=tuple(value for value in values if value is not None) if None not in values else (),
     )
 
@@ -139,8 +139,8 @@ def number(value: Any) -> float | None:
 
 def lengths(run: Run, metric: Metric, *, among: Iterable[Arm] | None = None) -> list[int]:
     """Lengths at which any arm was measured by `metric`, ascending."""
-    found: set[int] = set()
+    lengths: set[int] = set()
     for arm in arms(run) if among is None else among:
         at: Any = (arm.get("evaluation") or {}).get(metric.path[0]) or {}
-        found |= {int(key) for key in at if measured(arm, metric, int(key)) is not None}
-    return sorted(found)
+        lengths |= {int(key) for key in at if measured(arm, metric, int(key)) is not None}
+    return sorted(lengths)

@@ -6,7 +6,7 @@ import os
 import warnings
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence Transformers' notes and bars; errors still raise."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
