@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -74,3 +75,33 @@ def test_retired_words_stay_out(page: Path) -> None:
 )
 def test_the_check_of_words_can_fail(line: str) -> None:
     assert retired(line)
+
+
+VAGUE = {"found", "one", "each", "told", "made", "outcome", "reading", "quiet", "cut"}
+"""Names that could hold anything."""
+
+
+def vague(source: str) -> list[str]:
+    """Variables, parameters, functions and classes with a vague name, with their lines."""
+    named: list[tuple[str, int]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            named.append((node.name, node.lineno))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            named.append((node.id, node.lineno))
+        elif isinstance(node, ast.arg):
+            named.append((node.arg, node.lineno))
+    return [f"line {line}: {name}" for name, line in named if name.strip("_").lower() in VAGUE]
+
+
+@pytest.mark.parametrize(
+    "file", [path for path in PAGES if path.suffix == ".py"], ids=lambda path: path.stem
+)
+def test_names_say_what_they_hold(file: Path) -> None:
+    assert vague(file.read_text(encoding="utf-8")) == []
+    assert file.stem not in VAGUE
+
+
+def test_the_check_of_names_can_fail() -> None:
+    source = "class Found:\n    def cut(self, one):\n        made = [each for each in one]\n"
+    assert len(vague(source)) == 5

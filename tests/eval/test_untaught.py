@@ -101,7 +101,7 @@ def test_a_node_asked_for_has_one_parent() -> None:
 def test_a_context_fills_its_length_and_leaves_room_for_the_question(
     coder: Coder, task: str, length: int
 ) -> None:
-    made = untaught.reading(coder, task, length, asked=8, seed=0, sentences=SENTENCES)
+    made = untaught.context_of(coder, task, length, asked=8, seed=0, sentences=SENTENCES)
     used = sum(map(len, untaught.pieces_of(coder, made)))
     longest = max(len(coder.encode(ask.question + ask.answer)) for ask in made.asks)
     assert 0.7 * length < used + longest <= length
@@ -109,14 +109,14 @@ def test_a_context_fills_its_length_and_leaves_room_for_the_question(
 
 def test_a_length_without_room_is_refused_in_numbers(coder: Coder) -> None:
     with pytest.raises(EvaluationError, match="cannot hold a prompt of"):
-        untaught.reading(coder, "mrcr", 300, asked=8, seed=0, sentences=SENTENCES)
+        untaught.context_of(coder, "mrcr", 300, asked=8, seed=0, sentences=SENTENCES)
     with pytest.raises(EvaluationError, match="did you mean 'json-kv'"):
-        untaught.reading(coder, "jsonkv", 2048, asked=8, seed=0, sentences=SENTENCES)
+        untaught.context_of(coder, "jsonkv", 2048, asked=8, seed=0, sentences=SENTENCES)
 
 
 def test_one_prefill_gives_what_single_questions_give() -> None:
     engine = tiny_engine()
-    made = untaught.reading(engine, "facts-1", 2000, asked=6, seed=0, sentences=SENTENCES)
+    made = untaught.context_of(engine, "facts-1", 2000, asked=6, seed=0, sentences=SENTENCES)
     found = untaught.ask_by_likelihood(engine, "facts-1", 2000, made)
     ids = [*engine.start_ids, *(t for piece in untaught.pieces_of(engine, made) for t in piece)]
     for ask, answer in zip(made.asks, found, strict=True):

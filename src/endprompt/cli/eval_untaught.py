@@ -61,7 +61,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
         if not texts:
             raise TextError(f"no held-out text in {data}: prepare it with --holdout")
         engine = screen.load(model, dtype)
-        found = check(
+        checked = check(
             engine,
             tasks=names,
             lengths=wanted,
@@ -71,11 +71,11 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             progress=lambda done: tell(progress, done, 1.0),
         )
         if out is not None:
-            result_files.write(out, "eval untaught", found.model_dump(mode="json"))
-        for length in found.lengths:
+            result_files.write(out, "eval untaught", checked.model_dump(mode="json"))
+        for length in checked.lengths:
             for task in names:
-                right = found.by_quarter(task, length)
-                nats = [a.nll for a in found.answers if (a.task, a.length) == (task, length)]
+                right = checked.by_quarter(task, length)
+                nats = [a.nll for a in checked.answers if (a.task, a.length) == (task, length)]
                 echo(
                     f"{length:>7} tokens  {task:<10}  {sum(nats) / len(nats):.3f} nats per token  "
                     "right by quarter, farthest first: "

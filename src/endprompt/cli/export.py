@@ -99,7 +99,7 @@ def export(
     chosen = names.get(dtype, dtype) if dtype else None
     if chosen and chosen not in names.values():
         raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
-    wanted = checked([each.strip() for each in engines.split(",")]) if engines else None
+    wanted = checked([engine.strip() for engine in engines.split(",")]) if engines else None
     length = units.tokens(tokens) if tokens else None
     from endprompt.io import hub
     from endprompt.io.library_output import silence_libraries
@@ -121,9 +121,9 @@ def export(
             force=force,
             say=status.update,
         )
-    for each in done.served:
-        line = f"cannot serve it: {each.obstacle}" if each.obstacle else each.command
-        echo(f"{each.engine}:", f"    {line}", *([f"    {each.note}"] if each.note else []))
+    for engine in done.served:
+        line = f"cannot serve it: {engine.obstacle}" if engine.obstacle else engine.command
+        echo(f"{engine.engine}:", f"    {line}", *([f"    {engine.note}"] if engine.note else []))
     echo(
         "",
         f"model   {done.folder}",
@@ -168,22 +168,22 @@ def verify(
     from endprompt.errors import EvaluationError
     from endprompt.export import verify as checking
 
-    found: Verified = (
+    verified: Verified = (
         checking.verify_server(folder, url, name or str(folder)) if url else checking.verify(folder)
     )
-    for check in found.checks:
+    for check in verified.checks:
         mark = "ok  " if check.passed else "FAIL"
         echo(f"{mark}  {check.name:<40} {check.detail}")
-    if found.predictions:
+    if verified.predictions:
         echo(
             "",
             "log-probability of the likeliest next token, nats",
             f"{'tokens':>9} {'as trained':>11} {'here':>9} {'unscaled':>9}  token",
         )
-    for each in found.predictions:
-        here = "absent" if each.here is None else f"{each.here:.4f}"
-        echo(f"{each.length:>9,} {each.trained:>11.4f} {here:>9} {each.unscaled:>9.4f}  "
-                   f"{each.text!r}")  # fmt: skip
-    failed = [check.name for check in found.checks if not check.passed]
+    for place in verified.predictions:
+        here = "absent" if place.here is None else f"{place.here:.4f}"
+        echo(f"{place.length:>9,} {place.trained:>11.4f} {here:>9} {place.unscaled:>9.4f}  "
+                   f"{place.text!r}")  # fmt: skip
+    failed = [check.name for check in verified.checks if not check.passed]
     if failed:
         raise EvaluationError(f"{folder} is not the model that was trained: {'; '.join(failed)}")

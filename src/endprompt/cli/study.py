@@ -100,9 +100,9 @@ def _list() -> None:
     for head in ("study", "in the paper", "what", "scales"):
         table.add_column(head)
     for name in definition.names():
-        one = definition.load(name)
-        scales = [scale for scale in definition.SCALES if one.arms_at(scale)]
-        table.add_row(name, one.source, one.title, ", ".join(scales))
+        study = definition.load(name)
+        scales = [scale for scale in definition.SCALES if study.arms_at(scale)]
+        table.add_row(name, study.source, study.title, ", ".join(scales))
     Console().print(table, markup=False)
 
 
@@ -189,8 +189,8 @@ def _commands(studies: list[Study], held: claims.Output, *, dry_run: bool) -> No
     held.claim({})
     if dry_run:
         commands.write_recipes()
-        for one in commands.commands():
-            echo(f"{'# done: ' if one.done else ''}{one.line()}")
+        for planned in commands.commands():
+            echo(f"{'# done: ' if planned.done else ''}{planned.line()}")
         return
 
     def tell(place: int, total: int, command: Command) -> None:
@@ -213,16 +213,16 @@ def _report(
     from endprompt.study import compare
     from endprompt.study import page as study_page
 
-    found = compare.everything(
+    record = compare.everything(
         studies, scale, results, missing=missing, seeds=seeds,
         command=provenance.command(),
     )  # fmt: skip
-    study_page.write(found, folder)
-    for one in found["studies"]:
-        echo("", f"{one['title']} ({one['source']})")
-        if one["absent"]:
-            echo(f"- no meaning at scale {scale}: {one['absent']}")
-        for sentence in one["sentences"]:
+    study_page.write(record, folder)
+    for study in record["studies"]:
+        echo("", f"{study['title']} ({study['source']})")
+        if study["absent"]:
+            echo(f"- no meaning at scale {scale}: {study['absent']}")
+        for sentence in study["sentences"]:
             echo(f"- {sentence}")
     if missing:
         echo("", f"{missing} runs are not done: give the same command again to resume")

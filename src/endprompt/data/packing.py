@@ -70,7 +70,7 @@ class Stretches(ABC):
         """Where stretch `number` of one text starts: the first has its own BOS, others lent."""
         return number * self._step + (self._lead if number else 0)
 
-    def _cut(self, document: int, number: int) -> Ints:
+    def _stretch_of(self, document: int, number: int) -> Ints:
         """Stretch `number` of one document, the rest of it if less is left."""
         start = self._start(number)
         ids = self._documents[document]
@@ -99,7 +99,7 @@ class OneDocument(Stretches):
         del epoch
         document = int(np.searchsorted(self._ends, number, side="right"))
         before = int(self._ends[document - 1]) if document else 0
-        return self._cut(document, number - before)
+        return self._stretch_of(document, number - before)
 
 
 class WholeDocuments(OneDocument):
@@ -130,12 +130,12 @@ class WholeDocuments(OneDocument):
         return super().__len__() + len(self._bounds) - 1
 
     def _stretch(self, epoch: int, number: int) -> Ints:
-        cut = super().__len__()
-        if number < cut:
+        whole_rows = super().__len__()
+        if number < whole_rows:
             return super()._stretch(epoch, number)
-        start, stop = self._bounds[number - cut : number - cut + 2]
+        start, stop = self._bounds[number - whole_rows : number - whole_rows + 2]
         items = self._items[start:stop].tolist()
-        return np.concatenate([self._cut(item, int(self._counts[item])) for item in items])
+        return np.concatenate([self._stretch_of(item, int(self._counts[item])) for item in items])
 
 
 class Stream(Stretches):

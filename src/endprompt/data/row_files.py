@@ -97,7 +97,7 @@ def write(
         if (out / MANIFEST).is_file():
             return verify(out)
         keep_weights = weighted(source)
-        found, hashes = {}, []
+        files_by_name, hashes = {}, []
         for name, start, stop in _parts(source, facts["row_tokens"], form):
             rows = [example(source, index) for index in range(start, stop)]
             _require_equal(rows, facts["row_tokens"], start)
@@ -107,18 +107,20 @@ def write(
                     {key: value for key, value in row.items() if key != "loss_weights"}
                     for row in rows
                 ]
-            found[name] = _put_part(rows, out / name, form)
+            files_by_name[name] = _put_part(rows, out / name, form)
             if progress:
                 progress(stop, len(source))
         with files.writing(out / HASHES) as partial, partial.open("wb") as file:
             np.save(file, np.array(hashes, np.uint64))
-        found[HASHES] = files.sha256_file(out / HASHES)
+        files_by_name[HASHES] = files.sha256_file(out / HASHES)
         if form == "arrow":
-            found |= _write_datasets_files(out, sorted(set(found) - {HASHES}), keep_weights)
+            files_by_name |= _write_datasets_files(
+                out, sorted(set(files_by_name) - {HASHES}), keep_weights
+            )
         files.write_text(out / "README.md", card)
         files.write_json(
             out / MANIFEST,
-            {"schema_version": 1, **settings, "loss_weights": keep_weights, "files": found},
+            {"schema_version": 1, **settings, "loss_weights": keep_weights, "files": files_by_name},
         )
         return records.read(out / MANIFEST, RowFiles)
 

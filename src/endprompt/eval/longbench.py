@@ -240,9 +240,9 @@ def score_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> DatasetScore:
         if min(lengths) < 0:
             raise DataError(f"{name} is scored by length: each row needs 'length'")
         by_length = {
-            label: round(100 * float(np.mean(found)), 2) if found else None
+            label: round(100 * float(np.mean(bucket)), 2) if bucket else None
             for label, low, high in BUCKETS
-            for found in [[s for s, n in zip(scores, lengths, strict=True) if low <= n < high]]
+            for bucket in [[s for s, n in zip(scores, lengths, strict=True) if low <= n < high]]
         }
     return DatasetScore(
         dataset=name,

@@ -269,10 +269,10 @@ def ask_needles(
 ) -> list[NeedleScore]:
     """Score the needles' answers from a context that holds them."""
     pairs = [question_and_answer(engine, needle.key, needle.answer) for needle in needles]
-    found = []
+    scored = []
     for needle, (_, answer), scores in zip(needles, pairs, context.ask_all(pairs), strict=True):
         digits = [len(engine.decode([token]).strip()) for token in answer]
-        found.append(
+        scored.append(
             NeedleScore(
                 document=document,
                 length=length,
@@ -287,7 +287,7 @@ def ask_needles(
                 hit=scores.exact,
             )
         )
-    return found
+    return scored
 
 
 def _sentence_ends(coder: Coder, ids_T: np.ndarray) -> np.ndarray:

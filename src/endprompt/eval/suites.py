@@ -187,15 +187,15 @@ def longbench_suite(
            leaves bare
     """
     whole = {name: longbench.load_rows(name, folder) for name in datasets}
-    rows = {name: found[:samples] for name, found in whole.items()}
+    rows = {name: rows_of_set[:samples] for name, rows_of_set in whole.items()}
 
     def partial() -> list[str]:
-        cut = [name for name in rows if len(rows[name]) < len(whole[name])]
-        return [f"only the first {samples} rows of {', '.join(cut)}"] if cut else []
+        partly_used = [name for name in rows if len(rows[name]) < len(whole[name])]
+        return [f"only the first {samples} rows of {', '.join(partly_used)}"] if partly_used else []
 
     def questions() -> Iterator[Question]:
-        for name, found in rows.items():
-            for number, row in enumerate(found):
+        for name, rows_of_set in rows.items():
+            for number, row in enumerate(rows_of_set):
                 text = longbench.cut_middle(
                     longbench.prompt(name, row), coder.tokenizer, max_length
                 )
@@ -233,7 +233,7 @@ def longbench_suite(
             "max_length": max_length,
             "samples": samples,
             "chat": chat,
-            "data": {name: sha256_of(found) for name, found in rows.items()},
+            "data": {name: sha256_of(rows_of_set) for name, rows_of_set in rows.items()},
         },
         partial,
     )

@@ -8,7 +8,7 @@ facts-2      where a thing is that a person took along            BABILong qa2
 mrcr         the i-th of several passages about one topic         MRCR, Vodrahalli et al. 2024
 graphwalks   the parents of a node in a list of edges             GraphWalks, OpenAI 2025
 
-A `Reading` is one context with many questions. `ask_by_likelihood` reads it once and scores every
+A `Context` is one text with many questions. `ask_by_likelihood` reads it once and scores every
 answer under teacher forcing, so that small models show differences long before their answers match;
 `questions` gives each question a prompt of its own, for an engine or a server to answer in words.
 """
@@ -68,7 +68,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Context:
     """A context in parts, which are joined as they are, and what is asked about it."""
 
     parts: list[str]
@@ -80,7 +80,7 @@ class Reading:
         return "".join(self.parts)
 
 
-Builder = Callable[[int, int, int, Sequence[str]], Reading]
+Builder = Callable[[int, int, int, Sequence[str]], Context]
 """Size in units of the task, number of questions, seed, sentences of other text."""
 
 
@@ -119,14 +119,14 @@ class UntaughtCheck(BaseModel):
     def by_quarter(self, task: str, length: int, value: str = "right") -> list[float | None]:
         """Means of a task at a length by distance, farthest quarter first."""
         pairs = (
-            (one.depth, float(getattr(one, value)))
-            for one in self.answers
-            if (one.task, one.length) == (task, length)
+            (answer.depth, float(getattr(answer, value)))
+            for answer in self.answers
+            if (answer.task, answer.length) == (task, length)
         )
         return [float(np.mean(some)) if some else None for some in distances.by_quarter(pairs)]
 
 
-def json_kv(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
+def json_kv(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Context:
     """`size` pairs of hexadecimal keys and values. Asked keys are spread evenly."""
     del sentences
     rng = np.random.default_rng([seed, 1])
@@ -146,10 +146,10 @@ def json_kv(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Readi
         for place in places
     ]
     head = "Find the value of a key in the JSON object below.\n\n{\n"
-    return Reading([head, *lines, "}\n"], asks)
+    return Context([head, *lines, "}\n"], asks)
 
 
-def facts_1(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
+def facts_1(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Context:
     """Each of `asked` persons goes to two places, the first of them anywhere before the second."""
     rng = np.random.default_rng([seed, 3])
     background = _background(sentences, size)
@@ -165,10 +165,10 @@ def facts_1(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Readi
         "The text below tells where persons are, hidden in some other text. Where a person was in "
         "several locations, the latest one counts.\n\n"
     )
-    return _told(head, background, facts, asks)
+    return _with_facts(head, background, facts, asks)
 
 
-def facts_2(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
+def facts_2(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Context:
     """A person takes a thing and goes elsewhere with it; asked is where the thing is."""
     rng = np.random.default_rng([seed, 4])
     background = _background(sentences, size)
@@ -188,10 +188,10 @@ def facts_2(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Readi
         "The text below tells where persons go and what they take along, hidden in some other "
         "text. A thing is where the person who took it went last.\n\n"
     )
-    return _told(head, background, facts, asks)
+    return _with_facts(head, background, facts, asks)
 
 
-def mrcr(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
+def mrcr(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Context:
     """`size` rounds in which a passage about a topic is asked for; `COPIES` of each asked kind."""
     rng = np.random.default_rng([seed, 5])
     wanted = [(str(rng.choice(KINDS)), topic) for topic in NOUNS]
@@ -226,17 +226,17 @@ def mrcr(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
                     number + 1,
                 )
             )
-    return Reading(parts, asks)
+    return Context(parts, asks)
 
 
-def graphwalks(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Reading:
+def graphwalks(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Context:
     """`size` edges. Nodes asked for have one parent each, which is a parent of others too."""
     del sentences
     rng = np.random.default_rng([seed, 7])
     nodes = [f"{number:010x}" for number in rng.integers(16**9, 16**10, size=2 * size).tolist()]
     parents = [nodes[int(n)] for n in rng.integers(size // 2 + 1, size=size)]
     children = nodes[size:]  # each stands once
-    lines = [f"{one} -> {other}\n" for one, other in zip(parents, children, strict=True)]
+    lines = [f"{parent} -> {other}\n" for parent, other in zip(parents, children, strict=True)]
     asks = [
         Ask(
             f"\nOperation:\nFind the parents of node {children[place]}.\n\nFinal Answer: [",
@@ -249,7 +249,7 @@ def graphwalks(size: int, asked: int, seed: int, sentences: Sequence[str]) -> Re
         "Below is a graph as a list of directed edges, and an operation on it. The parents of a "
         "node are the nodes that have an edge to it.\n\nThe graph has the following edges:\n"
     )
-    return Reading([head, *lines], asks)
+    return Context([head, *lines], asks)
 
 
 TASKS: dict[str, Builder] = {
@@ -266,9 +266,9 @@ LEAST = 4
 """Units of the smallest context."""
 
 
-def reading(
+def context_of(
     coder: Coder, task: str, length: int, *, asked: int, seed: int, sentences: Sequence[str]
-) -> Reading:
+) -> Context:
     """The largest context of a task that leaves room for its questions in a length.
 
     Raises EvaluationError for an unknown task, and a length that is too short.
@@ -286,9 +286,9 @@ def reading(
     return build(LEAST + largest(tokens, limit), asked, seed, sentences)
 
 
-def pieces_of(coder: Coder, found: Reading) -> list[list[int]]:
+def pieces_of(coder: Coder, plan: Context) -> list[list[int]]:
     """Token ids of each part of a context."""
-    return [coder.encode(part) for part in found.parts]
+    return [coder.encode(part) for part in plan.parts]
 
 
 def check(
@@ -312,8 +312,8 @@ def check(
     done = 0.0
     for length in lengths:
         for task in tasks:
-            found = reading(engine, task, length, asked=asked, seed=seed, sentences=sentences)
-            answers += ask_by_likelihood(engine, task, length, found)
+            plan = context_of(engine, task, length, asked=asked, seed=seed, sentences=sentences)
+            answers += ask_by_likelihood(engine, task, length, plan)
             done += engine.work(length)
             if progress is not None:
                 progress(done / total)
@@ -328,20 +328,20 @@ def check(
     )
 
 
-def ask_by_likelihood(engine: Engine, task: str, length: int, found: Reading) -> list[Answer]:
+def ask_by_likelihood(engine: Engine, task: str, length: int, plan: Context) -> list[Answer]:
     """Read a context once and score every answer, and every choice, after its question."""
-    pieces = pieces_of(engine, found)
+    pieces = pieces_of(engine, plan)
     ids = [*engine.start_ids, *(token for piece in pieces for token in piece)]
     starts = np.cumsum([len(engine.start_ids), *map(len, pieces)])
     context = engine.context()
     context.extend(ids)
     pairs = []
-    for ask in found.asks:
+    for ask in plan.asks:
         for text in ask.choices or (ask.answer,):
             pairs.append(split_answer(engine, ask.question, f" {text}" * bool(ask.choices) or text))
     scores = iter(context.ask_all(pairs))
     answers = []
-    for ask in found.asks:
+    for ask in plan.asks:
         if ask.choices:
             all_ = {text: next(scores) for text in ask.choices}
             score = all_[ask.answer]
@@ -373,13 +373,13 @@ def questions(
 ) -> Iterator[Question]:
     """Each question with a prompt of its own."""
     for length in checked_lengths(lengths, 1):
-        found = reading(coder, task, length, asked=asked, seed=seed, sentences=sentences)
-        for number, ask in enumerate(found.asks):
+        plan = context_of(coder, task, length, asked=asked, seed=seed, sentences=sentences)
+        for number, ask in enumerate(plan.asks):
             yield Question(
                 id=f"{task}/{length}/{number}",
                 task=task,
                 length=length,
-                prompt=found.text + ask.question,
+                prompt=plan.text + ask.question,
                 max_new_tokens=ANSWER_TOKENS[task],
                 references=(ask.answer,),
             )
@@ -393,8 +393,8 @@ def score(question: Question, prediction: str) -> dict[str, float]:
     """
     answer = question.references[0].strip()
     if question.task == "mrcr":
-        found = " ".join(prediction.split())[: len(answer)]
-        return {"ratio": difflib.SequenceMatcher(None, found, answer).ratio()}
+        start = " ".join(prediction.split())[: len(answer)]
+        return {"ratio": difflib.SequenceMatcher(None, start, answer).ratio()}
     if question.task == "graphwalks":
         return {"f1": f1(nodes_of(prediction), nodes_of(answer))}
     return {"hit": float(answer.strip('"').lower() in prediction.lower())}
@@ -406,20 +406,20 @@ def nodes_of(text: str) -> set[str]:
     return {node.strip(" '\"") for node in inside.split(",") if node.strip(" '\"")}
 
 
-def f1(found: set[str], truth: set[str]) -> float:
+def f1(answered: set[str], truth: set[str]) -> float:
     """Harmonic mean of precision and recall of a set.
 
     >>> f1({"a", "b"}, {"a"}), f1(set(), {"a"})
     (0.6666666666666666, 0.0)
     """
-    shared = len(found & truth)
-    return 2 * shared / (len(found) + len(truth)) if shared else 0.0
+    shared = len(answered & truth)
+    return 2 * shared / (len(answered) + len(truth)) if shared else 0.0
 
 
 def sentences_of(text: str) -> list[str]:
     """Sentences of a text, without line ends."""
     flat = " ".join(text.split())
-    return [one for one in re.split(r"(?<=[.!?]) ", flat) if one]
+    return [sentence for sentence in re.split(r"(?<=[.!?]) ", flat) if sentence]
 
 
 def _spread(size: int, count: int) -> list[int]:
@@ -451,20 +451,20 @@ def _background(sentences: Sequence[str], size: int) -> list[str]:
     return [sentences[n % len(sentences)] for n in range(size)]
 
 
-def _told(
+def _with_facts(
     head: str,
     background: list[str],
     facts: Sequence[tuple[float, str]],
     asks: Sequence[tuple[float, str, str]],
-) -> Reading:
+) -> Context:
     """Facts put between sentences at their depths; questions point at the fact of their depth."""
     count = len(background)
     marked = [(depth * count, 1, fact) for depth, fact in facts]
     marked += [(float(n), 0, sentence) for n, sentence in enumerate(background)]
-    marked.sort(key=lambda one: one[:2])
+    marked.sort(key=lambda mark: mark[:2])
     where = {depth: n + 1 for n, (depth, is_fact, _) in enumerate(marked) if is_fact}
     parts = [head, *(f" {text}" for _, _, text in marked)]
-    return Reading(
+    return Context(
         parts,
         [Ask(question, answer, where[depth * count], PLACES) for depth, question, answer in asks],
     )

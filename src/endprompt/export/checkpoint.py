@@ -61,23 +61,23 @@ def find(run: Path, rows: Path | None = None) -> Source:
     if (folder / "run.json").is_file():
         from endprompt.report.run_files import read
 
-        found = read(folder)
-        missing = [key for key in ("checkpoint", "model", "recipe", "target") if key not in found]
+        record = read(folder)
+        missing = [key for key in ("checkpoint", "model", "recipe", "target") if key not in record]
         if missing:
             raise DataError(f"{folder}/run.json is of another kind: no {missing[0]} in it")
-        recipe = build_recorded(found["recipe"], f"the recipe of {folder}")
+        recipe = build_recorded(record["recipe"], f"the recipe of {folder}")
         # the folder may have been moved since
-        inside = folder.joinpath(*Path(found["checkpoint"]).parts[-3:])
-        model = inside if inside.is_dir() else Path(found["checkpoint"])
-        return Source(model, found["model"]["path"], int(found["target"]), recipe, found)
+        inside = folder.joinpath(*Path(record["checkpoint"]).parts[-3:])
+        model = inside if inside.is_dir() else Path(record["checkpoint"])
+        return Source(model, record["model"]["path"], int(record["target"]), recipe, record)
     claimed = claims.settings_of(folder)
     if (folder / "train.json").is_file() and claimed is not None:
         trained = records.read(folder / "train.json", Training).plain()
         base = claimed["model"]
-        found = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
-        found |= {"target": trained["target"], "tokens": trained["tokens"]}
+        record = {**trained.get("provenance", {}), "recipe": trained["recipe"], "arms": []}
+        record |= {"target": trained["target"], "tokens": trained["tokens"]}
         recipe = build_recorded(trained["recipe"], f"the recipe of {folder}")
-        return Source(folder / "model", base, int(trained["target"]), recipe, found)
+        return Source(folder / "model", base, int(trained["target"]), recipe, record)
     if adapters.is_adapter(folder) or (folder / "config.json").is_file():
         raise DataError(
             f"{folder} is a checkpoint and no run of endprompt: give --rows, the folder of "
@@ -96,7 +96,7 @@ def _of_rows(model: Path, rows: Path) -> Source:
             f"{model} has RoPE {scaling}, and the rows of {rows} were made for "
             f"{made_of.rope_parameters}: it was trained on another base, or on other rows"
         )
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "recipe": made_of.recipe,
         "recipe_hash": made_of.recipe_hash,
         "arms": [],
@@ -104,7 +104,7 @@ def _of_rows(model: Path, rows: Path) -> Source:
         "tokens": made_of.rows * made_of.row_tokens,
         "model": {"name": Path(made_of.base).name, "source": made_of.base},
     }
-    return Source(model, made_of.base, made_of.target, recipe, found)
+    return Source(model, made_of.base, made_of.target, recipe, record)
 
 
 def export(

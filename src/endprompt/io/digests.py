@@ -40,13 +40,13 @@ def of_files(paths: Iterable[Path], *, fresh: bool = False) -> dict[str, str]:
     """
     kept = _read_kept()
     before = dict(kept)
-    found = {}
+    digests = {}
     for path in paths:
         key, stamp = os.path.realpath(path), _stamp(path)
         digest = kept.pop(key, ["", ""])
         if fresh or digest[0] != stamp:
             digest = [stamp, _of_bytes(path)]
-        found[str(path)] = digest[1]
+        digests[str(path)] = digest[1]
         if time.time() - path.stat().st_ctime > SETTLED_SECONDS and _stamp(path) == stamp:
             kept[key] = digest  # at the end: asked last
     if kept != before:
@@ -54,7 +54,7 @@ def of_files(paths: Iterable[Path], *, fresh: bool = False) -> dict[str, str]:
             files.write_text(
                 files.cache_folder() / KEPT, json.dumps(dict(list(kept.items())[-MOST_KEPT:]))
             )
-    return found
+    return digests
 
 
 def of_file(path: Path) -> str:
@@ -65,8 +65,8 @@ def of_file(path: Path) -> str:
 def of_folder(folder: Path, *, fresh: bool = False) -> dict[str, str]:
     """Digests of all files below a folder, by their path in it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = of_files(paths, fresh=fresh)
-    return {str(path.relative_to(folder)): found[str(path)] for path in paths}
+    digests = of_files(paths, fresh=fresh)
+    return {str(path.relative_to(folder)): digests[str(path)] for path in paths}
 
 
 def of_model(model: str) -> dict[str, str]:
@@ -83,11 +83,11 @@ def of_model(model: str) -> dict[str, str]:
         name: sorted({path for pattern in patterns for path in folder.glob(pattern)})
         for name, patterns in groups.items()
     }
-    found = of_files(path for paths in chosen.values() for path in paths)
+    digests = of_files(path for paths in chosen.values() for path in paths)
     base = _base_of_adapter(folder)
     return {f"base_{name}": digest for name, digest in (of_model(base) if base else {}).items()} | {
         f"{name}_digest": xxhash.xxh3_128_hexdigest(
-            json.dumps([[path.name, found[str(path)]] for path in paths]).encode()
+            json.dumps([[path.name, digests[str(path)]] for path in paths]).encode()
         )
         for name, paths in chosen.items()
     }
@@ -111,9 +111,9 @@ def _commit(model: str) -> str:
     from huggingface_hub.errors import HFValidationError
 
     with contextlib.suppress(HFValidationError):
-        found = try_to_load_from_cache(model, "config.json")
-        if isinstance(found, str):
-            return Path(found).parent.name
+        cached_config = try_to_load_from_cache(model, "config.json")
+        if isinstance(cached_config, str):
+            return Path(cached_config).parent.name
     return ""
 
 
@@ -135,10 +135,10 @@ def _stamp(path: Path) -> str:
 def _read_kept() -> dict[str, list[str]]:
     """What was kept; nothing where the file is damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        found = json.loads((files.cache_folder() / KEPT).read_bytes())
+        kept = json.loads((files.cache_folder() / KEPT).read_bytes())
         return {
             key: value
-            for key, value in found.items()
+            for key, value in kept.items()
             if isinstance(value, list) and list(map(type, value)) == [str, str]
         }
     return {}

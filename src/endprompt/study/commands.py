@@ -82,12 +82,12 @@ class Commands:
 
     def recipe(self, arm: Arm) -> Recipe:
         """The arm's recipe with the amount of training of this scale."""
-        found = arm.built()
+        recipe = arm.built()
         row = min(WINDOW, WINDOWS.get(arm.model or BASE, WINDOW))
         amounts: dict[str, Any] = {"training.tokens_per_step": 64 * row}
-        if found.rows.tokens == "auto":
+        if recipe.rows.tokens == "auto":
             amounts["rows.tokens"] = row
-        return found.replace({**amounts, "training.tokens": round(PAPER_TOKENS * arm.tokens)})
+        return recipe.replace({**amounts, "training.tokens": round(PAPER_TOKENS * arm.tokens)})
 
     def folder(self, arm: Arm) -> str:
         """Name of the arm's folders: equal arms, equal names."""
@@ -104,20 +104,22 @@ class Commands:
 
     def commands(self) -> list[Command]:
         """Everything that the studies need, in an order in which it can be run."""
-        found: dict[Path, Command] = {}
+        by_result: dict[Path, Command] = {}
         for study in self._studies:
             for arm in study.arms_at(SCALE).values():
-                for one in self._of(study, arm):
-                    found.setdefault(one.result, one)
+                for command in self._of(study, arm):
+                    by_result.setdefault(command.result, command)
         order = ("prepare", "train", "fine-tune", "evaluate")
-        return sorted(found.values(), key=lambda one: order.index(one.what.split()[0]))
+        return sorted(by_result.values(), key=lambda command: order.index(command.what.split()[0]))
 
     def _of(self, study: Study, arm: Arm) -> Iterable[Command]:
         name, target = self.folder(arm), self._target(arm)
         run, recipe = self._out / "runs" / name, self._out / "recipes" / f"{name}.yaml"
         base = arm.model or BASE
         data = self._out / "data" / base.rpartition("/")[2]
-        most = max(arm_.tokens for one in self._studies for arm_ in one.arms.values())
+        most = max(
+            arm_.tokens for study_of_all in self._studies for arm_ in study_of_all.arms.values()
+        )
         yield Command(
             f"prepare {CORPUS} for {base}",
             ("prepare", CORPUS, "--tokenizer", base, "--out", str(data),
@@ -142,7 +144,7 @@ class Commands:
                 many=True,
             )  # fmt: skip
             model = tuned / "model"
-        kinds = dict.fromkeys(one.benchmark for one in study.measures_at(SCALE))
+        kinds = dict.fromkeys(study_of_all.benchmark for study_of_all in study.measures_at(SCALE))
         for kind in (kind for kind in kinds if kind in EVALUATIONS):
             yield self._evaluation(kind, arm, model, tuned=study.fine_tune is not None)
 
@@ -238,5 +240,5 @@ class Commands:
         path = self._out / "runs" / self.folder(arm) / "train.json"
         if not path.is_file():
             return []
-        found = records.read(path, Training).plain()
-        return [{key: found[key] for key in ("recipe", "tokens", "provenance")}]
+        record = records.read(path, Training).plain()
+        return [{key: record[key] for key in ("recipe", "tokens", "provenance")}]

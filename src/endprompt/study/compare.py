@@ -41,7 +41,9 @@ def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
     """Everything that the page says of one study, as plain values."""
     here = study.arms_at(scale)
     columns = [_column(study, scale, measure, results) for measure in study.measures]
-    comparisons = [one for column in columns for one in _compared(study, column, results)]
+    comparisons = [
+        comparison for column in columns for comparison in _compared(study, column, results)
+    ]
     return {
         "name": study.name,
         "title": study.title,
@@ -65,7 +67,9 @@ def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
         ],
         "measures": [_shown(study, scale, column, results) for column in columns],
         "comparisons": comparisons,
-        "counts": {word: sum(one["word"] == word for one in comparisons) for word in WORDS},
+        "counts": {
+            word: sum(comparison["word"] == word for comparison in comparisons) for word in WORDS
+        },
     }
 
 
@@ -76,13 +80,15 @@ def _column(study: Study, scale: Scale, measure: Measure, results: Results) -> _
     bare = {name: arm.model_copy(update={"target": target}) for name, arm in CONTROLS.items()}
     arms = bare | study.arms_at(scale)
     values = {name: results.values(study, arm, measure) for name, arm in arms.items()}
-    there = {name: found for name, found in values.items() if found}
-    own = {name: found for name, found in there.items() if name not in CONTROLS}
+    there = {name: estimate for name, estimate in values.items() if estimate}
+    own = {name: estimate for name, estimate in there.items() if name not in CONTROLS}
     places = [
-        place for place in dict.fromkeys(place for one in own.values() for place in one)
-        if all(place in one for one in own.values())
+        place for place in dict.fromkeys(place for of_arm in own.values() for place in of_arm)
+        if all(place in of_arm for of_arm in own.values())
     ]  # fmt: skip
-    shown = {name: one for name, one in there.items() if all(place in one for place in places)}
+    shown = {
+        name: of_arm for name, of_arm in there.items() if all(place in of_arm for place in places)
+    }
     return _Column(measure, places, shown if places else {})
 
 
@@ -112,8 +118,8 @@ def _shown(study: Study, scale: Scale, column: _Column, results: Results) -> dic
     for name in column.values:
         bases = _bases(study, column, name)
         if bases:
-            found = mean_of(list(bases.values()), one_model=results.one_model)
-            ours[name] = _plain(found) | {"bases": len(bases)}
+            estimate = mean_of(list(bases.values()), one_model=results.one_model)
+            ours[name] = _plain(estimate) | {"bases": len(bases)}
     return {
         "name": measure.name,
         "table": measure.table,
@@ -127,10 +133,10 @@ def _shown(study: Study, scale: Scale, column: _Column, results: Results) -> dic
     }
 
 
-def _plain(found: Estimate) -> dict[str, float | None]:
+def _plain(estimate: Estimate) -> dict[str, float | None]:
     return {
         key: None if value is None else round(value, 4)
-        for key, value in (("mean", found.mean), ("low", found.low), ("high", found.high))
+        for key, value in (("mean", estimate.mean), ("low", estimate.low), ("high", estimate.high))
     }
 
 
@@ -138,7 +144,7 @@ def _compared(study: Study, column: _Column, results: Results) -> list[dict[str,
     """The main arm less every other one, ours and the paper's."""
     if study.main not in column.values:
         return []
-    found = []
+    listed = []
     main = _bases(study, column, study.main)
     for name in column.values:
         if name == study.main or name in CONTROLS:
@@ -153,7 +159,7 @@ def _compared(study: Study, column: _Column, results: Results) -> list[dict[str,
             if {study.main, name} <= printed.keys()
             else None
         )
-        found.append(
+        listed.append(
             {
                 "measure": column.measure.name,
                 "unit": column.measure.unit,
@@ -164,7 +170,7 @@ def _compared(study: Study, column: _Column, results: Results) -> list[dict[str,
                 "word": word(paper, ours),
             }
         )
-    return found
+    return listed
 
 
 def word(paper: float | None, ours: Estimate) -> str:
@@ -184,12 +190,14 @@ def word(paper: float | None, ours: Estimate) -> str:
     return AGREES if (paper > 0) == (ours.sign > 0) else DISAGREES
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(record: dict[str, Any]) -> list[str]:
     """In words, what agrees with the paper in sign and what does not; wants a `record_of`."""
-    if found["absent"]:
+    if record["absent"]:
         return []
     said = []
-    judged = [one for one in found["comparisons"] if one["word"] != NOT_PRINTED]
+    judged = [
+        comparison for comparison in record["comparisons"] if comparison["word"] != NOT_PRINTED
+    ]
     if not judged:
         said.append("Nothing that the paper compares was measured here.")
     for one_word, lead in (
@@ -197,27 +205,39 @@ def sentences(found: dict[str, Any]) -> list[str]:
         (DISAGREES, "Disagrees with the paper in sign"),
         (UNDECIDED, "Undecided, for want of an interval"),
     ):
-        mine = [one for one in judged if one["word"] == one_word]
+        mine = [comparison for comparison in judged if comparison["word"] == one_word]
         if mine:
-            said.append(f"{lead}, {len(mine)} of {len(judged)}: {_listed(found['main'], mine)}.")
-    unclear = sum(one["word"] == OPEN for one in judged)
+            said.append(f"{lead}, {len(mine)} of {len(judged)}: {_listed(record['main'], mine)}.")
+    unclear = sum(comparison["word"] == OPEN for comparison in judged)
     if unclear:
         said.append(
             f"Not significant here, {unclear} of {len(judged)}: the intervals hold zero, so the "
             f"paper's signs are neither confirmed nor denied."
         )
-    extra = [one for one in found["comparisons"] if one["word"] == NOT_PRINTED]
-    clear = [one for one in extra if (one["ours"]["low"] or 0) * (one["ours"]["high"] or 0) > 0]
+    extra = [
+        comparison for comparison in record["comparisons"] if comparison["word"] == NOT_PRINTED
+    ]
+    clear = [
+        comparison
+        for comparison in extra
+        if (comparison["ours"]["low"] or 0) * (comparison["ours"]["high"] or 0) > 0
+    ]
     if clear:
-        said.append(f"Beyond the paper: {_listed(found['main'], clear)}.")
-    closed = dict.fromkeys(one["absent"] for one in found["measures"] if one["absent"])
+        said.append(f"Beyond the paper: {_listed(record['main'], clear)}.")
+    closed = dict.fromkeys(
+        comparison["absent"] for comparison in record["measures"] if comparison["absent"]
+    )
     for reason in closed:
-        names = [one["name"] for one in found["measures"] if one["absent"] == reason]
+        names = [
+            comparison["name"]
+            for comparison in record["measures"]
+            if comparison["absent"] == reason
+        ]
         said.append(f"Not measured at this scale: {', '.join(names)}; {reason}.")
-    for reason in dict.fromkeys(arm["absent"] for arm in found["arms"] if arm["absent"]):
-        names = [arm["name"] for arm in found["arms"] if arm["absent"] == reason]
+    for reason in dict.fromkeys(arm["absent"] for arm in record["arms"] if arm["absent"]):
+        names = [arm["name"] for arm in record["arms"] if arm["absent"] == reason]
         said.append(f"Left out at this scale: {', '.join(names)}; {reason}.")
-    waiting = [arm["name"] for arm in found["arms"] if not arm["absent"] and not arm["runs"]]
+    waiting = [arm["name"] for arm in record["arms"] if not arm["absent"] and not arm["runs"]]
     if waiting:
         said.append(f"Not run yet: {', '.join(waiting)}.")
     return said
@@ -225,12 +245,12 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 def _listed(main: str, some: Sequence[dict[str, Any]]) -> str:
     parts = []
-    for one in some:
-        ours = one["ours"]
-        values = f"{ours['mean']:+.1f}" if one["unit"] == "%" else f"{ours['mean']:+.2f}"
-        if one["paper"] is not None:
-            values += f" here, {one['paper']:+.2f} there"
-        parts.append(f"{one['measure']}, {main} less {one['other']} ({values})")
+    for comparison in some:
+        ours = comparison["ours"]
+        values = f"{ours['mean']:+.1f}" if comparison["unit"] == "%" else f"{ours['mean']:+.2f}"
+        if comparison["paper"] is not None:
+            values += f" here, {comparison['paper']:+.2f} there"
+        parts.append(f"{comparison['measure']}, {main} less {comparison['other']} ({values})")
     return "; ".join(parts)
 
 
@@ -244,7 +264,7 @@ def everything(
     command: str,
 ) -> dict[str, Any]:
     """What `study.json` holds; missing: runs that are not done."""
-    found = [record_of(study, scale, results) for study in studies]
+    records_of_studies = [record_of(study, scale, results) for study in studies]
     return {
         "provenance": provenance.provenance(),
         "kind": "study",
@@ -252,5 +272,8 @@ def everything(
         "command": command,
         "missing": missing,
         "seeds": seeds,
-        "studies": [one | {"sentences": sentences(one)} for one in found],
+        "studies": [
+            study_record | {"sentences": sentences(study_record)}
+            for study_record in records_of_studies
+        ],
     }

@@ -71,14 +71,14 @@ class Arm(Settings):
 
     def built(self) -> Recipe:
         """The recipe with its settings, under a name that tells them: equal arms, equal names."""
-        found = _recipe(self.recipe).replace(self.set)
-        found = found if self.jump else found.without_jump()
-        words = [found.name]
+        recipe = _recipe(self.recipe).replace(self.set)
+        recipe = recipe if self.jump else recipe.without_jump()
+        words = [recipe.name]
         if self.set:
             words.append(files.sha256_of(self.set)[:6])
         if self.tokens != 1:
             words.append(f"x{self.tokens:g}")
-        return found.model_copy(update={"name": "-".join(words)})
+        return recipe.model_copy(update={"name": "-".join(words)})
 
     def factor(self, scale: Scale) -> float:
         """Target over window at a scale."""
@@ -151,7 +151,7 @@ class Study(Settings):
     def measures_at(self, scale: Scale) -> Iterator[Measure]:
         """Measures that have a meaning at a scale."""
         if scale not in self.absent:
-            yield from (one for one in self.measures if scale not in one.absent)
+            yield from (measure for measure in self.measures if scale not in measure.absent)
 
 
 def names() -> list[str]:
@@ -182,14 +182,14 @@ def load(name: str | Path) -> Study:
     values = recipes.read_yaml(path, "study")
     default = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
     try:
-        found = Study.model_validate({"name": default, **values})
+        study = Study.model_validate({"name": default, **values})
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(word) for word in fault["loc"])
         hint = nearest(str(fault["loc"][-1]), _known_keys()) if "extra" in fault["type"] else ""
         raise RecipeError(f"study {path.name}: {where}: {fault['msg']}{hint}") from None
-    _check(found, path.name)
-    return found
+    _check(study, path.name)
+    return study
 
 
 def _known_keys() -> set[str]:

@@ -89,8 +89,8 @@ class Laboratory:
         def tell(state: lab.State) -> None:
             if progress:
                 done = total - len(self.todo())
-                each = (time.perf_counter() - began) / max(done, 1)
-                left = each * (total - done) if done else None
+                seconds_each = (time.perf_counter() - began) / max(done, 1)
+                left = seconds_each * (total - done) if done else None
                 progress(lab.State(done, total, state.what, left))
 
         for group in self.groups():
@@ -111,7 +111,7 @@ class Laboratory:
         recipe, factor = arm.built(), _factor(arm)
         group = self._group(factor, arm.tokens, (recipe,) if recipe.trained else ())
         paths = [
-            group.result(one, self._runs) for one in group.arms() if one.recipe.name == recipe.name
+            group.result(job, self._runs) for job in group.arms() if job.recipe.name == recipe.name
         ]
         return [self._read(path) for path in paths if path.is_file()]
 
@@ -127,20 +127,25 @@ class Laboratory:
     def values(self, study: Study, arm: Arm, measure: Measure) -> Values:  # noqa: ARG002
         results = self.results(arm)
         if measure.benchmark in COSTS:
-            key, trained = COSTS[measure.benchmark], [one for one in results if one["trained"]]
-            each = {one["seed"]: [np.array([one[key] / one["tokens"]])] for one in trained}
-            return {"target": each} if each else {}
-        found: Values = {}
+            key, trained = (
+                COSTS[measure.benchmark],
+                [result for result in results if result["trained"]],
+            )
+            by_seed = {
+                result["seed"]: [np.array([result[key] / result["tokens"]])] for result in trained
+            }
+            return {"target": by_seed} if by_seed else {}
+        by_place: Values = {}
         for place in measure.at:
             length = str(self._length(arm, place))
-            for one in results:
-                if length in one["answers"]:
-                    kinds = measure.kinds or tuple(one["answers"][length])
-                    found.setdefault(place, {})[one["seed"]] = [
-                        PERCENT * np.array([right for _, right in one["answers"][length][kind]])
+            for result in results:
+                if length in result["answers"]:
+                    kinds = measure.kinds or tuple(result["answers"][length])
+                    by_place.setdefault(place, {})[result["seed"]] = [
+                        PERCENT * np.array([right for _, right in result["answers"][length][kind]])
                         for kind in kinds
                     ]
-        return found
+        return by_place
 
     def _length(self, arm: Arm, place: Place) -> int:
         times = _factor(arm) if place == "target" else place
@@ -175,8 +180,12 @@ class Laboratory:
     def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:  # noqa: ARG002
         """Recipes and records of an arm's finished runs."""
         return [
-            {"recipe": one["recipe"], "tokens": one["tokens"], "provenance": one["provenance"]}
-            for one in self.results(arm)
+            {
+                "recipe": result["recipe"],
+                "tokens": result["tokens"],
+                "provenance": result["provenance"],
+            }
+            for result in self.results(arm)
         ]
 
 

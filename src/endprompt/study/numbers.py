@@ -54,8 +54,8 @@ def mean_of(bases: list[list[Floats]], *, one_model: bool) -> Estimate:
 
 
 def minus(
-    one: dict[int, list[Floats]], other: dict[int, list[Floats]]
+    first: dict[int, list[Floats]], other: dict[int, list[Floats]]
 ) -> list[list[Floats]]:  # fmt: skip
     """Paired differences, base by base, group by group, sample by sample."""
-    shared = sorted(one.keys() & other.keys())
-    return stats.differences([one[base] for base in shared], [other[base] for base in shared])
+    shared = sorted(first.keys() & other.keys())
+    return stats.differences([first[base] for base in shared], [other[base] for base in shared])

@@ -21,58 +21,58 @@ SHOWN = ("agrees", "disagrees", "not significant", "no interval: undecided")
 LABELS = {"none": "base, unscaled", "pi": "base, PI, untrained"}
 
 
-def write(found: Mapping[str, Any], out: Path) -> list[Path]:
+def write(record: Mapping[str, Any], out: Path) -> list[Path]:
     """Write `study.html`, `study.json`, and tables and figures beside them; returns every path."""
     written = [out / "study.html", out / "study.json"]
-    files.write_text(written[0], render(found))
-    files.write_json(written[1], found)
-    for one in found["studies"]:
-        for table in tables(one):
+    files.write_text(written[0], render(record))
+    files.write_json(written[1], record)
+    for study in record["studies"]:
+        for table in tables(study):
             written += table.write(out / "tables")
-        drawing = signs(one)
+        drawing = signs(study)
         if drawing is not None:
             written += drawing.write(out / "figures")
     return written
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(record: Mapping[str, Any]) -> str:
     """The page, self-contained; everything from results is escaped."""
-    studies = found["studies"]
+    studies = record["studies"]
     return page.fill(
         "study.html",
         title=studies[0]["title"] if len(studies) == 1 else "The paper's tables and figures, run",
-        facts=_facts(found),
-        scale=SCALES[found["scale"]],
-        missing=found["missing"],
-        command=found["command"],
+        facts=_facts(record),
+        scale=SCALES[record["scale"]],
+        missing=record["missing"],
+        command=record["command"],
         summary=summary(studies) if len(studies) > 1 else None,
         studies=[
             {
-                "id": f"study-{one['name']}",
-                "title": one["title"],
-                "source": one["source"],
-                "claim": one["claim"],
-                "absent": one["absent"],
-                "sentences": one["sentences"],
-                "notes": one["notes"],
-                "tables": tables(one),
-                "figures": [drawn.inline()] if (drawn := signs(one)) else [],
-                "details": [measures(one), arms(one)],
+                "id": f"study-{study['name']}",
+                "title": study["title"],
+                "source": study["source"],
+                "claim": study["claim"],
+                "absent": study["absent"],
+                "sentences": study["sentences"],
+                "notes": study["notes"],
+                "tables": tables(study),
+                "figures": [drawn.inline()] if (drawn := signs(study)) else [],
+                "details": [measures(study), arms(study)],
             }
-            for one in studies
+            for study in studies
         ],
         recipes=_recipes(studies),
-        origin=_origin(found),
+        origin=_origin(record),
         marks=MARKS,
     )
 
 
-def _facts(found: Mapping[str, Any]) -> str:
-    count = len(found["studies"])
-    said = [f"scale {found['scale']}", "1 study" if count == 1 else f"{count} studies"]
-    if found["seeds"]:
-        said.append(plural(found["seeds"], "base"))
-    said.append(f"made {found['provenance']['created'][:10]}")
+def _facts(record: Mapping[str, Any]) -> str:
+    count = len(record["studies"])
+    said = [f"scale {record['scale']}", "1 study" if count == 1 else f"{count} studies"]
+    if record["seeds"]:
+        said.append(plural(record["seeds"], "base"))
+    said.append(f"made {record['provenance']['created'][:10]}")
     return " · ".join(said)
 
 
@@ -80,12 +80,12 @@ def summary(studies: Sequence[Mapping[str, Any]]) -> Table:
     """One line a study: how many of the paper's differences have our sign."""
     rows = []
     words = [word for word in SHOWN if word == SHOWN[0] or any(s["counts"][word] for s in studies)]
-    for one in studies:
-        counts = one["counts"]
+    for study in studies:
+        counts = study["counts"]
         cells = [Cell(str(counts[word]), value=counts[word]) for word in words]
-        if one["absent"]:
+        if study["absent"]:
             cells = [Cell("no meaning here"), *(Cell("") for _ in words[1:])]
-        rows.append((Cell(one["title"]), Cell(one["source"]), *cells))
+        rows.append((Cell(study["title"]), Cell(study["source"]), *cells))
     return Table(
         "summary",
         "Differences that the paper prints, by whether ours have their sign",
@@ -94,19 +94,19 @@ def summary(studies: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def tables(one: Mapping[str, Any]) -> list[Table]:
+def tables(study: Mapping[str, Any]) -> list[Table]:
     """Every table of one study: values by measure, then the differences."""
-    measured = [measure for measure in one["measures"] if measure["ours"]]
-    found = []
+    measured = [measure for measure in study["measures"] if measure["ours"]]
+    listed = []
     for place, name in enumerate(dict.fromkeys(measure["table"] for measure in measured)):
-        found.append(_values(one, name, [m for m in measured if m["table"] == name], place))
-    if one["comparisons"]:
-        found.append(_differences(one))
-    return found
+        listed.append(_values(study, name, [m for m in measured if m["table"] == name], place))
+    if study["comparisons"]:
+        listed.append(_differences(study))
+    return listed
 
 
 def _values(
-    one: Mapping[str, Any], name: str, measures: Sequence[Mapping[str, Any]], place: int
+    study: Mapping[str, Any], name: str, measures: Sequence[Mapping[str, Any]], place: int
 ) -> Table:
     units = dict.fromkeys(measure["unit"] for measure in measures)
     present = dict.fromkeys(arm for measure in measures for arm in measure["ours"])
@@ -126,8 +126,8 @@ def _values(
             )  # fmt: skip
         rows.append((Cell(LABELS.get(arm, arm)), *cells))
     return Table(
-        f"{one['name']}-{place + 1}",
-        f"{one['title']}: {name}, {' and '.join(units)}, with 95 % intervals, the paper's below",
+        f"{study['name']}-{place + 1}",
+        f"{study['title']}: {name}, {' and '.join(units)}, with 95 % intervals, the paper's below",
         ("arm", *(measure["name"] for measure in measures)),
         tuple(rows),
     )
@@ -137,39 +137,39 @@ def _number(value: float, measure: Mapping[str, Any]) -> str:
     return f"{value:.1f}" if measure["unit"] == "%" else f"{value:.2f}"
 
 
-def _differences(one: Mapping[str, Any]) -> Table:
+def _differences(study: Mapping[str, Any]) -> Table:
     rows = []
-    for each in one["comparisons"]:
-        ours, paper = each["ours"], each["paper"]
+    for comparison in study["comparisons"]:
+        ours, paper = comparison["ours"], comparison["paper"]
         between = (
             "" if ours["low"] is None
-            else f" [{_signed(ours['low'], each)}, {_signed(ours['high'], each)}]"
+            else f" [{_signed(ours['low'], comparison)}, {_signed(ours['high'], comparison)}]"
         )  # fmt: skip
         rows.append(
             (
-                Cell(f"{each['measure']}, less {each['other']}"),
-                Cell(_signed(ours["mean"], each) + between, value=ours["mean"]),
+                Cell(f"{comparison['measure']}, less {comparison['other']}"),
+                Cell(_signed(ours["mean"], comparison) + between, value=ours["mean"]),
                 Cell("–") if paper is None else Cell(f"{paper:+.2f}", value=paper),
-                Cell(each["word"]),
+                Cell(comparison["word"]),
             )
         )
     return Table(
-        f"{one['name']}-differences",
-        f"{one['main']} less every other arm: paired on the same bases and questions, and as the "
+        f"{study['name']}-differences",
+        f"{study['main']} less every other arm: paired on the same bases and questions, and as the "
         "paper prints it, without intervals",
         ("measure", "here [95 %]", "paper", "sign"),
         tuple(rows),
     )
 
 
-def _signed(value: float, each: Mapping[str, Any]) -> str:
-    return f"{value:+.1f}" if each["unit"] == "%" else f"{value:+.2f}"
+def _signed(value: float, comparison: Mapping[str, Any]) -> str:
+    return f"{value:+.1f}" if comparison["unit"] == "%" else f"{value:+.2f}"
 
 
-def arms(one: Mapping[str, Any]) -> Table:
+def arms(study: Mapping[str, Any]) -> Table:
     """What each arm is, and how many runs of it are there."""
     rows = []
-    for arm in one["arms"]:
+    for arm in study["arms"]:
         settings = ", ".join(f"{key}={value}" for key, value in arm["set"].items())
         rows.append(
             (
@@ -182,14 +182,14 @@ def arms(one: Mapping[str, Any]) -> Table:
             )
         )
     return Table(
-        f"{one['name']}-arms",
-        f"Arms of “{one['title']}”: target in windows, tokens as a part of the study's",
+        f"{study['name']}-arms",
+        f"Arms of “{study['title']}”: target in windows, tokens as a part of the study's",
         ("arm", "recipe", "target", "tokens", "runs", "note"),
         tuple(rows),
     )
 
 
-def measures(one: Mapping[str, Any]) -> Table:
+def measures(study: Mapping[str, Any]) -> Table:
     """What every column is here and in the paper."""
     rows = [
         (
@@ -198,28 +198,28 @@ def measures(one: Mapping[str, Any]) -> Table:
             Cell(measure["asked"] or "not measured"),
             Cell(measure["absent"] or ""),
         )
-        for measure in one["measures"]
+        for measure in study["measures"]
     ]
     return Table(
-        f"{one['name']}-measures",
-        f"Measures of “{one['title']}”",
+        f"{study['name']}-measures",
+        f"Measures of “{study['title']}”",
         ("measure", "in the paper", "here", "why not"),
         tuple(rows),
     )
 
 
-def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
+def signs(study: Mapping[str, Any]) -> figures.Drawing | None:
     """Differences of the paper and ours, one under the other, each on its own axis."""
-    shown = [each for each in one["comparisons"] if each["paper"] is not None]
+    shown = [comparison for comparison in study["comparisons"] if comparison["paper"] is not None]
     if not shown:
         return None
-    names = [f"{each['measure']}: less {each['other']}" for each in shown]
+    names = [f"{comparison['measure']}: less {comparison['other']}" for comparison in shown]
     with figures.settings():
         figure, grid = figures.new(0.9 + 0.23 * len(shown), 1, 2, sharey=True)
         theirs, here = grid[0]
-        for place, each in enumerate(shown):
-            theirs.plot(each["paper"], place, "s", color=figures.MUTED, markersize=5)
-            ours = each["ours"]
+        for place, comparison in enumerate(shown):
+            theirs.plot(comparison["paper"], place, "s", color=figures.MUTED, markersize=5)
+            ours = comparison["ours"]
             if ours["low"] is not None:
                 here.plot([ours["low"], ours["high"]], [place, place], color=figures.ACCENT, lw=2)
             here.plot(ours["mean"], place, "o", color=figures.ACCENT, markersize=5)
@@ -231,12 +231,17 @@ def signs(one: Mapping[str, Any]) -> figures.Drawing | None:
             far = max(abs(low), abs(high))
             axes.set_xlim(-far, far)
 
-        figure.supxlabel(f"{one['main']} less the other", fontsize=8.5)
+        figure.supxlabel(f"{study['main']} less the other", fontsize=8.5)
         theirs.set_yticks(range(len(names)), names, fontsize=8)
         theirs.set_ylim(len(names) - 0.5, -0.5)
-    signs = "; ".join(f"{name}: {each['word']}" for name, each in zip(names, shown, strict=True))
+    signs = "; ".join(
+        f"{name}: {comparison['word']}" for name, comparison in zip(names, shown, strict=True)
+    )
     return figures.Drawing(
-        f"{one['name']}-signs", f"{one['title']}: differences there and here", signs + ".", figure
+        f"{study['name']}-signs",
+        f"{study['title']}: differences there and here",
+        signs + ".",
+        figure,
     )
 
 
@@ -244,22 +249,22 @@ def _recipes(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The recipe of each arm that was run, in full, once."""
     import yaml
 
-    found = {}
-    for one in studies:
-        for arm in one["arms"]:
+    recipes = {}
+    for study in studies:
+        for arm in study["arms"]:
             for run in arm["runs"][:1]:
                 recipe = run["recipe"]
                 kept = {key: recipe[key] for key in ("rope", "rows", "training") if key in recipe}
                 name = f"{recipe['name']}, {arm['windows']:g} windows"
-                found[name] = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-    return [{"name": name, "text": text} for name, text in found.items()]
+                recipes[name] = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return [{"name": name, "text": text} for name, text in recipes.items()]
 
 
-def _origin(found: Mapping[str, Any]) -> list[str]:
+def _origin(record: Mapping[str, Any]) -> list[str]:
     """Commits and machines that the runs come from."""
     said = {}
-    for one in found["studies"]:
-        for arm in one["arms"]:
+    for study in record["studies"]:
+        for arm in study["arms"]:
             for run in arm["runs"]:
                 origin = run["provenance"]
                 device = origin.get("device") or {}

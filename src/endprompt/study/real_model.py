@@ -99,8 +99,11 @@ class Model:
 
     def units(self) -> list[Unit]:
         """Everything that the studies need, equal arms once: untrained arms, then seed by seed."""
-        found: dict[Path, Unit] = {}
-        for seed in (None, *range(max((one.real_model.seeds for one in self._studies), default=1))):
+        units: dict[Path, Unit] = {}
+        for seed in (
+            None,
+            *range(max((any_study.real_model.seeds for any_study in self._studies), default=1)),
+        ):
             for study in self._studies:
                 if seed is not None and seed >= study.real_model.seeds:
                     continue
@@ -108,19 +111,19 @@ class Model:
                     if arm.built().trained == (seed is not None):
                         for text in study.real_model.texts:
                             unit = Unit(study, name, arm, text, seed)
-                            found.setdefault(self.result(unit), unit)
-        return list(found.values())
+                            units.setdefault(self.result(unit), unit)
+        return list(units.values())
 
     def recipe(self, study: Study, arm: Arm, seed: int | None = None) -> Recipe:
         """The arm's recipe with the amount of training of this scale."""
         own = study.real_model
         shared = {key: value for key, value in {**AMOUNTS, **own.set}.items() if key not in arm.set}
         shared["training.tokens"] = round(shared["training.tokens"] * arm.tokens)
-        found = arm.built().replace({**shared, "training.seed": seed or 0})
-        step = found.training.tokens_per_step
-        if found.rows.tokens == "target" and step != "auto" and step < self._target(arm):
-            found = found.replace({"training.tokens_per_step": self._target(arm)})
-        return found
+        recipe = arm.built().replace({**shared, "training.seed": seed or 0})
+        step = recipe.training.tokens_per_step
+        if recipe.rows.tokens == "target" and step != "auto" and step < self._target(arm):
+            recipe = recipe.replace({"training.tokens_per_step": self._target(arm)})
+        return recipe
 
     def result(self, unit: Unit) -> Path:
         """File of what a unit gave."""
@@ -146,10 +149,10 @@ class Model:
 
     def _lengths(self, arm: Arm) -> tuple[int, ...]:
         """Tokens that a window check asks at: the window, its doubles, and the target."""
-        target, found = self._target(arm), [self._window]
-        while 2 * found[-1] < target:
-            found.append(2 * found[-1])
-        return (*found, target)
+        target, lengths = self._target(arm), [self._window]
+        while 2 * lengths[-1] < target:
+            lengths.append(2 * lengths[-1])
+        return (*lengths, target)
 
     def _evaluations(self, study: Study) -> set[str]:
         """Kinds of evaluation that a study's measures need."""
@@ -160,7 +163,9 @@ class Model:
 
     def _tasks(self, study: Study) -> str:
         """Tasks that no row teaches which a study's measures need."""
-        asked = [one.tasks for one in study.measures_at(SCALE) if one.benchmark in UNTAUGHT]
+        asked = [
+            measure.tasks for measure in study.measures_at(SCALE) if measure.benchmark in UNTAUGHT
+        ]
         return (
             ",".join(sorted({task for tasks in asked for task in tasks})) if all(asked) else "all"
         )
@@ -217,7 +222,7 @@ class Model:
         values = self.recipe(unit.study, unit.arm, unit.seed).model_dump(mode="json")
         files.write_text(recipe, yaml.safe_dump(values, sort_keys=False))
         target = str(self._target(unit.arm))
-        found = [
+        commands = [
             jobs.Job(
                 f"train-{name}",
                 f"train {name}",
@@ -228,7 +233,7 @@ class Model:
         ]  # fmt: skip
 
         def ask(kind: str, words: list[str], result: Path) -> None:
-            found.append(
+            commands.append(
                 jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
                          needs=(f"train-{name}",))
             )  # fmt: skip
@@ -259,7 +264,7 @@ class Model:
                     "short/humaneval.summary.jsonl" if kind == "short" else f"{kind}/summary.json"
                 )
                 ask(kind, words, scores / done)
-        return found
+        return commands
 
     def _scores(self, kind: str, unit: Unit) -> Path:
         return self._results.parent / "scores" / self._name(unit) / kind
@@ -320,7 +325,7 @@ class Model:
         run, recipe = self._out / "runs" / self._name(unit), self.recipe(
             unit.study, unit.arm, unit.seed
         )  # fmt: skip
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "arm": unit.arm.built().name,
             "text": unit.text,
             "seed": unit.seed,
@@ -331,22 +336,22 @@ class Model:
         }
         for kind, shape in (("window", Window), ("untaught", Untaught)):
             if (run / f"{kind}.json").is_file():
-                found[kind] = records.read(run / f"{kind}.json", shape).plain()
-        files.write_json(self.result(unit), found)
+                record[kind] = records.read(run / f"{kind}.json", shape).plain()
+        files.write_json(self.result(unit), record)
         shutil.rmtree(run)
 
     # What `compare` asks
 
     def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
         """What is there of an arm: a base is a text with a training seed."""
-        found: Values = {}
+        by_place: Values = {}
         for number, unit in self._runs(study, arm):
             path = self.result(unit)
             if not path.is_file():
                 continue
             for place, groups in self._measured(unit, measure, path).items():
-                found.setdefault(place, {})[number] = groups
-        return found
+                by_place.setdefault(place, {})[number] = groups
+        return by_place
 
     def _runs(self, study: Study, arm: Arm) -> Iterator[tuple[int, Unit]]:
         """Units of an arm by number of the base; an untrained one stands for every seed."""
@@ -370,12 +375,12 @@ class Model:
                 else getattr(trained, measure.benchmark) / trained.tokens
             )  # fmt: skip
             return {"target": [np.array([cost])]}
-        found = {}
+        measured = {}
         for place in measure.at:
             values = _answers(result, measure, self._length(unit.arm, place))
             if values:
-                found[place] = [np.array(values)]
-        return found
+                measured[place] = [np.array(values)]
+        return measured
 
     def _length(self, arm: Arm, place: Place) -> int:
         return self._target(arm) if place == "target" else round(place * self._window)
@@ -404,10 +409,14 @@ class Model:
     def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
         """Recipes and records of an arm's finished runs."""
         paths = dict.fromkeys(self.result(unit) for _, unit in self._runs(study, arm))
-        found = [records.read(path, StudyArm) for path in paths if path.is_file()]
+        records_of_arms = [records.read(path, StudyArm) for path in paths if path.is_file()]
         return [
-            {"recipe": one.recipe, "tokens": one.training.tokens, "provenance": one.provenance}
-            for one in found
+            {
+                "recipe": record.recipe,
+                "tokens": record.training.tokens,
+                "provenance": record.provenance,
+            }
+            for record in records_of_arms
         ]
 
 

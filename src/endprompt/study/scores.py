@@ -37,7 +37,7 @@ def by_place(
         return {"target": groups} if groups else {}
     from endprompt.eval.ruler.tasks import TASKS
 
-    found: dict[Place, list[Floats]] = {}
+    placed: dict[Place, list[Floats]] = {}
     for place in measure.at:
         groups = [
             PERCENT * np.array(list(values.values()))
@@ -45,8 +45,8 @@ def by_place(
             if (values := cells.get((f"ruler/{task}", length_of(place), "score")))
         ]
         if len(groups) == len(measure.tasks or TASKS):
-            found[place] = groups
-    return found
+            placed[place] = groups
+    return placed
 
 
 @cache
@@ -65,8 +65,8 @@ def _categories(cells: Any, wanted: tuple[str, ...]) -> list[Floats]:
         category = find_dataset(task.removeprefix("longbench/")).category
         means.setdefault(category, []).append(float(np.mean(list(values.values()))))
     return [
-        PERCENT * np.array(found)
-        for category, found in means.items()
+        PERCENT * np.array(means_of_arm)
+        for category, means_of_arm in means.items()
         if not wanted or category in wanted
     ]
 
@@ -77,8 +77,8 @@ def _short_values(file: Path) -> Floats:
         return np.array([])
     cells = _samples(file)
     known = [metric.split(",")[0] for _, _, metric in cells]
-    metric = next((one for one in SHORT_METRICS if one in known), None)
+    metric = next((metric_known for metric_known in SHORT_METRICS if metric_known in known), None)
     return PERCENT * np.array(
-        [value for cell, found in cells.items() if cell[2].split(",")[0] == metric
-         for value in found.values()]
+        [value for cell, cell_values in cells.items() if cell[2].split(",")[0] == metric
+         for value in cell_values.values()]
     )  # fmt: skip

@@ -26,7 +26,7 @@ class GuardPlugin(BasePlugin):
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:  # noqa: ARG002
         """The guard's callback, for the rows that the configuration names."""
-        paths = [Path(each["path"]) for each in cfg.datasets or []]
+        paths = [Path(dataset["path"]) for dataset in cfg.datasets or []]
         for rows in paths:
             if (rows / row_files.MANIFEST).is_file():
                 target = records.read(rows / row_files.MANIFEST, RowFiles).target

@@ -283,7 +283,7 @@ def _require_reach(model: Any, batch: Mapping[str, Any], positions_BT: Tensor, s
     ids_BT = batch["input_ids"].clone()
     ids_BT[row, :start] = (ids_BT[row, :start] + 1) % network.config.vocab_size
     other["input_ids"] = ids_BT
-    before, after = (_behind(model, network, each)[row, start] for each in (batch, other))
+    before, after = (_behind(model, network, given)[row, start] for given in (batch, other))
     if not bool(torch.isfinite(before).all()) or float((before - after).abs().max()) == 0:
         jump = int(steps_BT[row, start - 1])
         raise stop(

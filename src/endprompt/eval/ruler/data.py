@@ -123,7 +123,7 @@ class Data:
         words = re.sub(r"\s+", " ", self._parsed("essays", _text)).split(" ")
         splitter = self._splitter
         if splitter is None:
-            splitter, published = _quiet(punkt)
+            splitter, published = _without_output(punkt)
             origin = "NLTK punkt_tab" if published else "NLTK Punkt without its English data"
             self._sources["sentences"] = Source("sentences", origin, published)
         else:
@@ -299,7 +299,7 @@ _ORIGINAL: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _quiet(make: Callable[[], tuple[Splitter, bool]]) -> tuple[Splitter, bool]:
+def _without_output(make: Callable[[], tuple[Splitter, bool]]) -> tuple[Splitter, bool]:
     """Make the splitter; NLTK's complaints about the network are no news to the user."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
