@@ -7,8 +7,8 @@
 They are trained on the King James Bible and Python's manual: byte-level BPE of 2,000 and of
 4,000 entries, and Unigram of 8,000. All 13 tasks at three lengths, 20 samples each: input,
 answer prefix, answers, length and the answers' places have to be equal. NVIDIA's scripts run
-unmodified, in
-processes forked from one that has imported their libraries. `ruler_generation.py` measures speed.
+unmodified, in processes forked from one that has imported their libraries. The record is written
+after every cell, and a cell that it has is not done again. `ruler_generation.py` measures speed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,15 @@ def theirs(command: list[str], folder: Path, log: Path) -> str:
     return "" if child.exitcode == 0 else log.read_text(errors="replace")[-300:]
 
 
-def compare(kind: str, scripts: Path, work: Path, options: argparse.Namespace) -> dict[str, str]:
-    """What each task at each length gave: equal, or what differs."""
+def compare(
+    kind: str,
+    scripts: Path,
+    work: Path,
+    options: argparse.Namespace,
+    found: dict[str, str],
+    save: Callable[[], None],
+) -> None:
+    """Put into `found` what each task at each length gave: equal, or what differs."""
     folder = work / kind
     options.tokenizer = folder / "tokenizer"
     train(kind, options.tokenizer)
@@ -103,11 +111,12 @@ def compare(kind: str, scripts: Path, work: Path, options: argparse.Namespace) -
     for what, file in generation.FILES.items():
         command += [f"--{what.replace('_', '-')}", str(data / file)]
     subprocess.run(command, cwd=work, check=True, capture_output=True)
-    found = {}
     for length in map(int, options.lengths.split(",")):
         out = folder / "theirs" / str(length)
         out.mkdir(parents=True)
         for task in TASKS:
+            if f"{task}@{length}" in found:
+                continue
             words = generation.nvidia_command(scripts, task, length, options, out)[1:]
             said = theirs(words, scripts / "data", out / f"{task}.log")
             mine = folder / "ours" / str(length) / f"{task}.jsonl"
@@ -117,8 +126,8 @@ def compare(kind: str, scripts: Path, work: Path, options: argparse.Namespace) -
                 differing = [n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
                 said = f"samples {differing} differ" if differing else "equal"
             found[f"{task}@{length}"] = said
+            save()
             print(f"{kind}: {task} at {length}: {said}", flush=True)
-    return found
 
 
 def main() -> int:
@@ -140,8 +149,9 @@ def main() -> int:
         "nvidia_commit": commit.stdout.strip(),
         "samples": options.samples,
         **provenance.provenance(),
-        "cells": {},
     }
+    before = json.loads(options.json.read_text()) if options.json.is_file() else {}
+    figures["cells"] = before.get("cells", {})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         scripts = work / "scripts"
@@ -159,8 +169,10 @@ def main() -> int:
         import wonderwords  # noqa: F401
 
         for kind in options.kinds.split(","):
-            figures["cells"][kind] = compare(kind, scripts, work, options)
-            files.write_json(options.json, figures)
+            compare(
+                kind, scripts, work, options, figures["cells"].setdefault(kind, {}),
+                lambda: files.write_json(options.json, figures),
+            )  # fmt: skip
     cells = [said for found in figures["cells"].values() for said in found.values()]
     equal = sum(said == "equal" for said in cells)
     print(f"{equal} of {len(cells)} cells are equal, {options.samples} samples each")

@@ -32,6 +32,14 @@ def test_coverage_counts_every_causal_pair(found: list[np.ndarray]) -> None:
     assert counts.sum() == sum(len(row) * (len(row) + 1) // 2 for row in found)
 
 
+@given(st.lists(rows, max_size=4))
+def test_rows_of_many_stretches_are_counted_as_rows_of_few(found: list[np.ndarray]) -> None:
+    counts = theory.coverage(found, target=121)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theory, "MANY_STRETCHES", 0)
+        np.testing.assert_array_equal(theory.coverage(found, target=121), counts)
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 60))
 def test_exact_distances_are_those_that_the_papers_rows_have(
     prefix: int, terminal: int, room: int

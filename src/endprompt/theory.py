@@ -36,6 +36,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Interval = tuple[int, int]
 """First and last distance, both included."""
+MANY_STRETCHES = 256
+"""Stretches of a row above which pairs of them cost more than a transform of the target."""
 
 
 # Distances
@@ -78,12 +80,14 @@ def coverage(rows: Iterable[Ints], *, target: int) -> Ints:
 
     A row is a few stretches of consecutive positions. Two stretches of n and m tokens give a
     trapezium of counts over n + m - 1 distances, one stretch a falling line, so the work grows
-    with the stretches and not with T^2. Raises PositionError for other positions.
+    with the stretches and not with T^2. Rows of many stretches are correlated with themselves
+    (a Fourier transform over the target). Raises PositionError for other positions.
 
     >>> coverage([np.array([0, 1, 6])], target=8)
     array([3, 1, 0, 0, 0, 1, 1, 0])
     """
     bends = np.zeros(target + 2, dtype=np.int64)  # second differences of the counts
+    counts = np.zeros(target, dtype=np.int64)
     for positions in rows:
         p = np.asarray(positions, dtype=np.int64)
         if len(p) == 0:
@@ -93,6 +97,9 @@ def coverage(rows: Iterable[Ints], *, target: int) -> Ints:
                 f"positions {p[0]} .. {p[-1]} are not strictly increasing in [0, {target})"
             )
         first = np.flatnonzero(np.diff(p, prepend=p[0] - 2) != 1)
+        if len(first) > MANY_STRETCHES:
+            counts += _autocorrelation(p, target)
+            continue
         sizes, starts = np.diff(np.append(first, len(p))), p[first]
         bends[0] += sizes.sum()
         bends[1] -= (sizes + 1).sum()
@@ -102,7 +109,15 @@ def coverage(rows: Iterable[Ints], *, target: int) -> Ints:
         least = starts[later] - starts[earlier] - n + 1
         for place, sign in ((0, 1), (n, -1), (m, -1), (n + m, 1)):
             np.add.at(bends, least + place, sign)
-    return np.cumsum(np.cumsum(bends))[:target]
+    return counts + np.cumsum(np.cumsum(bends))[:target]
+
+
+def _autocorrelation(positions_T: Ints, target: int) -> Ints:
+    """int64[target], pairs at each distance; below 2^40 pairs a float64 rounds to the count."""
+    occupied = np.zeros(2 * target)
+    occupied[positions_T] = 1
+    spectrum = np.fft.rfft(occupied)
+    return np.rint(np.fft.irfft(np.abs(spectrum) ** 2, 2 * target)[:target]).astype(np.int64)
 
 
 def intervals(counts: Ints, edges: Iterable[int] = ()) -> list[tuple[int, int, int]]:
