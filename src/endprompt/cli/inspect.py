@@ -220,7 +220,7 @@ def _model(
 
     from endprompt import theory
     from endprompt.analysis import attention
-    from endprompt.cli.inspect_run import text_ids
+    from endprompt.analysis.run_changes import text_ids
     from endprompt.io.library_output import silence_libraries
     from endprompt.models import checkpoint as models
 
