@@ -56,6 +56,10 @@ studies: setup
 proof: setup
 	$(BIN)/endprompt study proof --scale smollm2 --out runs/proof --results benchmarks/results/proof
 
+# Other people's trainers on the same rows, each in an environment of its own below runs/; 12 GiB.
+trainers: setup
+	$(BIN)/python benchmarks/in_trainers.py
+
 # Into site/; a broken link or an unknown name stops it.
 docs: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/zensical build --strict

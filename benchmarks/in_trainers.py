@@ -219,14 +219,15 @@ TRAINERS: dict[str, Trainer] = {
     "axolotl": Trainer(
         "axolotl",
         ("axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6",
-         "liger-kernel==0.8.1", "triton==3.9.0"),
+         "bitsandbytes==0.50.2", "liger-kernel==0.8.1", "triton==3.9.0"),
         ("huggingface_hub==1.17.0", "peft==0.20.0", "tokenizers==0.23.1", "transformers==5.16.1",
          "accelerate==1.13.0", "datasets==4.8.4", "trl==1.9.0", "kernels<0.17.0,>=0.16.0",
          "addict", "art", "colorama", "einops", "evaluate==0.4.1", "fastcore", "fire",
          "mistral-common==1.11.5", "numba<1.0", "nvidia-ml-py==12.560.30", "optimum==1.16.2",
          "packaging==26.0", "posthog==6.7.11", "psutil", "pydantic==2.12.5", "python-dotenv==1.0.1",
          "PyYAML==6.0.3", "requests", "schedulefree==1.4.1", "scipy", "sentencepiece",
-         "tensorboard", "tiktoken", "typer==0.25.1", "zstandard==0.22.0", "matplotlib"),
+         "tensorboard", "tiktoken", "typer==0.25.1", "zstandard==0.22.0", "matplotlib", "wandb",
+         "opentelemetry-sdk", "opentelemetry-exporter-prometheus", "prometheus-client"),
         start_axolotl,
         {
             "output_dir": "out", "max_steps": STEPS, "gradient_accumulation_steps": 1,
@@ -241,9 +242,6 @@ TRAINERS: dict[str, Trainer] = {
         (
             Fault("sample_packing: true", "no jump", "no row has a jump",
                   {"sample_packing": True}),
-            Fault("sample_packing: true, use_pose: true", "cut", "cut at its jump",
-                  {"sample_packing": True, "use_pose": True, "pose_max_context_len": TARGET,
-                   "pose_num_chunks": 2}),
         ),
     ),
     "torchtitan": Trainer(

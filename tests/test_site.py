@@ -17,7 +17,7 @@ from typer.main import get_command
 from endprompt.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROSE = re.compile(r"`(endprompt\s[^`]+)`", re.DOTALL)
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer exports no other name for it
 FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
@@ -103,7 +103,9 @@ def pages_in(nav: list[Any]) -> Iterator[str]:
 
 def test_the_navigation_names_every_page_once() -> None:
     nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
-    assert sorted(pages_in(nav)) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    pages = sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+    assert sorted(pages_in(nav)) == pages
 
 
 def test_the_python_page_names_what_is_there() -> None:

@@ -85,7 +85,7 @@ datasets:
     ds_type: {kind}
     type:            # empty: the rows are tokenised
 sequence_len: {record.row_tokens}
-sample_packing: false   # packing cuts a row at its jump
+sample_packing: false   # packing writes positions anew
 pad_to_sequence_len: false
 flash_attention: false
 remove_unused_columns: false
@@ -108,7 +108,7 @@ dataset: rows               # asked for, and not read
 tokenized_path: {rows}      # rows in --format arrow
 cutoff_len: {record.row_tokens}
 packing: false
-neat_packing: false         # its mask hides the prefix from the terminal
+neat_packing: false         # with FlashAttention 2 it drops the mask
 flash_attn: sdpa
 output_dir: out
 """
