@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser wheel-check lint types coverage attack lab studies proof families docs clean
+.PHONY: setup demo test check check-browser check-slow wheel-check lint types coverage attack lab studies proof docs clean
 
 setup: .venv/.setup-done
 
@@ -44,9 +44,10 @@ lab: setup
 attack: setup
 	$(BIN)/python benchmarks/attack.py
 
-# `extend` on a tiny model of every family in docs/models.md; a quarter of an hour.
-families: setup
-	$(BIN)/python -m pytest -m slow tests/extension/test_every_family.py
+# Ranks killed and resumed, `extend` on a tiny model of every family in docs/models.md, a planted
+# fault in the laboratory; half an hour.
+check-slow: setup
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --max-worker-restart 0
 
 # The paper's tables and figures on the laboratory's bases.
 studies: setup

@@ -133,6 +133,7 @@ def _until_free(endprompt: Run, words: list[Any]) -> subprocess.CompletedProcess
     return done
 
 
+@pytest.mark.slow
 def test_another_model_family_on_the_users_own_text(
     text: Path, endprompt: Run, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def results() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mask_left_out_is_no_better_than_the_control(results: list[dict[str, Any]]) -> None:
     (group,) = groups(results)
     said = sentences(group)
@@ -62,6 +63,7 @@ def test_a_mask_left_out_is_no_better_than_the_control(results: list[dict[str, A
     assert verdicts["unmasked"] in ("no better", "worse")
 
 
+@pytest.mark.slow
 def test_a_mask_left_out_sends_no_gradient_to_the_prefix(results: list[dict[str, Any]]) -> None:
     (group,) = groups(results)
     after = {row[0].text: row[-1].value for row in page.signal(group).rows}

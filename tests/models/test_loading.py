@@ -273,6 +273,10 @@ VERBS: dict[str, Callable[[Path, Path, Places], list[object]]] = {
     "eval window": lambda model, tmp, places: [
         "eval", "window", model, "--data", places.data, "--lengths", 600, "--needles", 2,
     ],
+    "eval untaught": lambda model, tmp, places: [
+        "eval", "untaught", model, "--data", places.data, "--lengths", 2000, "--asked", 4,
+        "--tasks", "json-kv",
+    ],
     "eval perplexity": lambda model, tmp, places: [
         "eval", "perplexity", model, "--tokens", places.tokens, "--window", 64,
     ],
@@ -351,7 +355,10 @@ def test_a_fault_of_the_model_is_one_line_from_every_verb(
     assert str(model) in said or str(tmp_path) in said
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb",
+    [pytest.param(verb, marks=pytest.mark.slow) if verb == "extend" else verb for verb in VERBS],
+)
 def test_the_whole_model_passes(
     verb: str, tiny: Path, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_two_ranks_see_each_row_once_and_end_as_one_rank_does(
     must_equal(tmp_path / "two", whole)
 
 
+@pytest.mark.slow
 def test_sharded_ranks_that_their_base_teaches_end_as_one_rank_does(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -122,9 +123,9 @@ def test_sharded_ranks_that_their_base_teaches_end_as_one_rank_does(
 @pytest.mark.parametrize(
     ("before", "after", "orders"),
     [
-        pytest.param(2, 2, {}, id="two"),
-        pytest.param(2, 1, {}, id="two-to-one"),
-        pytest.param(1, 2, {}, id="one-to-two"),
+        pytest.param(2, 2, {}, id="two", marks=pytest.mark.slow),
+        pytest.param(2, 1, {}, id="two-to-one", marks=pytest.mark.slow),
+        pytest.param(1, 2, {}, id="one-to-two", marks=pytest.mark.slow),
         pytest.param(2, 2, {"config": "fsdp2"}, id="fsdp2"),
         pytest.param(2, 2, {"config": "zero3"}, id="zero3", marks=NEEDS_DEEPSPEED),
     ],
@@ -143,6 +144,7 @@ def test_a_killed_run_goes_on_with_any_number_of_ranks_in_the_order_of_rows(
     must_equal(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_rows_cut_between_two_ranks_train_as_whole_ones_do(
     tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_another_precision_in_the_deepspeed_config_is_said_in_one_line(
     assert "training.dtype (float32) the same precision" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(
     killed: Callable[..., Path],
 ) -> None:
@@ -174,7 +177,11 @@ def test_a_checkpoint_is_whole_once_every_rank_has_written_its_part(
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("die_at", "exitcode  : 9"), ("poison_at", "loss is nan at step 3")]
+    ("fault", "told"),
+    [
+        pytest.param("die_at", "exitcode  : 9", marks=pytest.mark.slow),
+        ("poison_at", "loss is nan at step 3"),
+    ],
 )
 def test_a_fault_in_one_rank_ends_all_within_a_minute(
     fault: str, told: str, tiny: Path, tmp_path: Path
