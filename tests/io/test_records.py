@@ -108,6 +108,7 @@ READERS = {
     "eval/ruler/counting.py",  # what a tokenizer says of itself
     "export/verify.py", "export/checkpoint.py",  # config.json is Transformers'
     "models/checkpoint.py", "models/checkpoint_files.py",
+    "models/adapters.py",  # adapter_config.json is PEFT's
     "io/progress.py",  # tolerant: a missing or half-written file is no progress yet
     "io/claims.py", "io/digests.py", "train/checkpoints.py",  # marks: what is none is no mark
 }  # fmt: skip
