@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser check-slow wheel-check lint types coverage attack lab studies proof docs clean
+.PHONY: setup demo test check check-browser check-slow wheel-check lint types coverage attack lab studies proof trainers docs clean
 
 setup: .venv/.setup-done
 

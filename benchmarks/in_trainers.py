@@ -188,7 +188,7 @@ TRAINERS: dict[str, Trainer] = {
         ("llamafactory==0.9.5", "torchaudio==2.11.1"),
         ("transformers==5.6.0", "accelerate==1.11.0", "datasets==4.0.0", "peft==0.18.1",
          "trl==0.24.0", "omegaconf", "requests", "sentencepiece", "tiktoken", "fire",
-         "hf-transfer", "einops", "psutil"),
+         "hf-transfer", "einops", "psutil", "matplotlib"),
         start_llamafactory,
         hugging_face(disable_shuffling=True, save_strategy="steps", overwrite_output_dir=True),
         (
