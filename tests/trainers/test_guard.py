@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,8 @@ from endprompt import GuardCallback, guard
 from endprompt import recipe as recipes
 from endprompt.data import holdout
 from endprompt.errors import ProbeError
+from endprompt.export.checkpoint import export
+from endprompt.export.verify import verify
 from endprompt.models import checkpoint as models
 from endprompt.train import position_check, run
 from rows_given import ROW_TOKENS, SETTINGS, STEPS, TARGET, Given
@@ -55,7 +58,7 @@ def arguments(out: Path, **changes: Any) -> dict[str, Any]:
 def with_trl(
     given: Given, out: Path, *, collator: Any = default_data_collator,
     callbacks: tuple[TrainerCallback, ...] = (), rows: Any = None, model: Path | None = None,
-    **changes: Any,
+    lora: LoraConfig | None = None, **changes: Any,
 ) -> SFTTrainer:  # fmt: skip
     settings = {"max_length": ROW_TOKENS, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return SFTTrainer(
@@ -65,6 +68,7 @@ def with_trl(
         processing_class=AutoTokenizer.from_pretrained(given.base, pad_token="<|im_end|>"),
         data_collator=collator,
         callbacks=list(callbacks),
+        peft_config=lora,
     )
 
 
@@ -101,6 +105,21 @@ def test_trl_with_the_shipped_settings_trains_as_we_do(
     family = models.family_of(str(given.base))
     network = models.load(str(tmp_path / "saved"), models.load_config(str(tmp_path / "saved")))
     position_check.require(position_check.check_positions(network, family, TARGET))
+
+
+def test_an_adapter_that_trl_trains_passes_the_guard_and_is_exported(
+    given: Given, tmp_path: Path
+) -> None:
+    watch = GuardCallback(target=TARGET, rows=given.rows)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    trainer = with_trl(given, tmp_path, callbacks=(watch,), lora=lora, learning_rate=0.1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    done = export(tmp_path / "saved", tmp_path / "exported", rows=given.rows)
+    assert [check for check in verify(done.folder).checks if not check.passed] == []
+    ids = torch.arange(48)[None]
+    exported = model_of(done.folder)(ids).logits
+    torch.testing.assert_close(exported, trainer.model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_trl_by_itself_trains_the_control_without_jumps(given: Given, tmp_path: Path) -> None:
