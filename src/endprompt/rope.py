@@ -86,14 +86,15 @@ class Rule:
     write      (unscaled base, s, settings) to what `rope_parameters` hold beside theta and factor
     grow       (parameters of a base that has the rule, base, s, settings) to those of a window s
                times as long; None: the rule has no closed form on a scaled base
-    obstacle   (engine, parameters, model type) to why the engine can't express it, or ""
+    obstacle   (engine, parameters, model type, window written to the config) to why the engine
+               can't express it, or ""
     """
 
     rope_type: str
     keys: tuple[str, ...]
     write: Callable[[Base, float, Mapping[str, Any]], Parameters]
     grow: Callable[[Parameters, Base, float, Mapping[str, Any]], Parameters] | None = None
-    obstacle: Callable[[str, Parameters, str], str] = lambda *_: ""
+    obstacle: Callable[[str, Parameters, str, int], str] = lambda *_: ""
 
 
 def read_base(config: Any, named: int = 0) -> Base:
@@ -515,15 +516,17 @@ def _grow_longrope(
     return _explicit(own, base, s, settings, even=False)
 
 
-def _dynamic_obstacle(engine: str, p: Parameters, model_type: str) -> str:
-    if engine in ("vllm", "sglang"):
+def _dynamic_obstacle(engine: str, p: Parameters, model_type: str, window: int) -> str:
+    if engine == "vllm":
+        return "its table of dynamic NTK ends at the old window, and is not scaled"
+    if engine == "sglang":
         return "turns dynamic NTK at one fixed frequency, training followed the length of each row"
     if engine == "llama.cpp":
         return "its converter drops dynamic NTK: the model would run unscaled"
     return ""
 
 
-def _yarn_obstacle(engine: str, p: Parameters, model_type: str) -> str:
+def _yarn_obstacle(engine: str, p: Parameters, model_type: str, window: int) -> str:
     if engine != "llama.cpp":
         return ""
     usual, size = 0.1 * math.log(p["factor"]) + 1.0, p.get("attention_factor")
@@ -533,9 +536,17 @@ def _yarn_obstacle(engine: str, p: Parameters, model_type: str) -> str:
     return ""
 
 
-def _longrope_obstacle(engine: str, p: Parameters, model_type: str) -> str:
+def _longrope_obstacle(engine: str, p: Parameters, model_type: str, window: int) -> str:
     if engine == "llama.cpp" and model_type not in LONGROPE_IN_GGUF:
         return f"its converter has no LongRoPE factors for model type {model_type!r}"
+    original, size = p["original_max_position_embeddings"], p.get("attention_factor")
+    size = _longrope_size(p["factor"], original) if size is None else size
+    computed = _longrope_size(window / original, original)
+    if engine == "vllm" and not math.isclose(size, computed, rel_tol=1e-4):
+        return (
+            f"it computes LongRoPE's factor on cos and sin as {computed:.4g} from the windows, "
+            f"training used {size:.4g}"
+        )
     return ""
 
 
@@ -577,7 +588,10 @@ USUAL = {"beta_fast": 32.0, "beta_slow": 1.0, "low_freq_factor": 1.0, "high_freq
 """Defaults of the settings of rules."""
 
 
-def obstacle(engine: str, parameters: Parameters, model_type: str) -> str:
-    """Why an engine can't express a RoPE scaling, or ""."""
+def obstacle(engine: str, parameters: Parameters, model_type: str, window: int) -> str:
+    """Why an engine can't express a RoPE scaling, or "".
+
+    window  `max_position_embeddings` of the config, tokens
+    """
     rule = RULE_OF_TYPE.get(parameters.get("rope_type", "default"))
-    return rule.obstacle(engine, parameters, model_type) if rule else ""
+    return rule.obstacle(engine, parameters, model_type, window) if rule else ""

@@ -19,7 +19,7 @@ from endprompt.errors import DataError, OutputError, RecipeError, RopeError
 from endprompt.export import card, engines
 from endprompt.export.checkpoint import export
 from endprompt.export.reference import FILE, Place, Reference, logits_at, prompt_lengths, read
-from endprompt.export.verify import scaling_kept, verify
+from endprompt.export.verify import scaling_kept, verify, verify_server
 from endprompt.io import files
 from endprompt.models import checkpoint as models
 from finished_run import TARGET, make_run
@@ -201,6 +201,28 @@ def test_a_linear_export_warns_that_servers_would_multiply_the_window() -> None:
     assert "--yarn-beta-fast 8" in engines.serve("llama.cpp", config, 65536, "m").command
 
 
+def test_vllm_serves_longrope_by_the_factors_of_the_extended_window() -> None:
+    """Its factor on cos and sin comes from the windows: another can't be expressed."""
+    parameters = {"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 8192,
+                  "long_factor": [2.0], "short_factor": [1.0]}  # fmt: skip
+    config = {"rope_parameters": parameters, "model_type": "llama"}
+    served = engines.serve("vllm", config, 65536, "m")
+    assert served.obstacle == ""
+    assert "prompts inside the old window" in served.note
+    parameters["attention_factor"] = 1.0
+    served = engines.serve("vllm", config, 65536, "m")
+    assert "as 1.109 from the windows, training used 1" in served.obstacle
+
+
+@pytest.mark.parametrize(("model_type", "said"), [("gemma3_text", False), ("llama", True)])
+def test_vllm_multiplies_the_window_of_a_linear_export_but_not_of_gemma_3(
+    model_type: str, said: bool
+) -> None:
+    parameters = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    config = {"rope_parameters": parameters, "model_type": model_type}
+    assert bool(engines.serve("vllm", config, 65536, "m").note) == said
+
+
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_headroom_is_in_the_factor_and_never_in_the_window(
     scaling: str, base: Path, tmp_path: Path
@@ -243,7 +265,9 @@ def test_a_factor_above_the_windows_ratio_is_said_where_a_reader_takes_another(
 @pytest.mark.parametrize(
     ("scaling", "engine", "settings"),
     [("dynamic", "vllm", {}), ("dynamic", "sglang", {}), ("dynamic", "llama.cpp", {}),
-     ("longrope", "llama.cpp", {}), ("yarn", "llama.cpp", {"rope.attention_factor": 1.0})],
+     ("longrope", "llama.cpp", {}), ("yarn", "llama.cpp", {"rope.attention_factor": 1.0}),
+     ("longrope", "vllm", {"rope.attention_factor": 1.0}),
+     ("longrope", "vllm", {"rope.headroom": 2.0})],
 )  # fmt: skip
 def test_what_an_engine_cannot_express_is_said_before_anything_is_written(
     scaling: str, engine: str, settings: dict[str, Any], base: Path, tmp_path: Path
@@ -388,6 +412,21 @@ def test_a_lost_scaling_is_seen_through_a_server_whatever_its_size(lost: float) 
     as_vllm = [{t: p + 4e-5 for t, p in zip(one.ids, one.logprobs, strict=True)}
                for one in expected.places]  # fmt: skip
     assert scaling_kept(expected, as_vllm).passed
+
+
+def test_a_server_in_float32_is_allowed_less_than_one_in_half_precision(
+    server: str, exported: Path
+) -> None:
+    """Answers of weights that are a little off, far past what rounding in float32 makes."""
+    with torch.no_grad():
+        for weight in Answers.model.parameters():
+            weight *= 1.02
+    half = verify_server(exported, server, "m")
+    assert [check.name for check in half.checks if not check.passed] == []
+    whole = verify_server(exported, server, "m", "float32")
+    assert "log-probabilities past the old window" in {
+        check.name for check in whole.checks if not check.passed
+    }
 
 
 def test_a_check_that_cannot_tell_says_so() -> None:

@@ -107,6 +107,7 @@ def register(app: typer.Typer) -> None:
 
 def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) -> None:
     """The table that comes before the checks."""
+    from endprompt.export import engines
     from endprompt.export import families as listing
 
     rows = [listing.HEADER, *listing.layer_rows(family, wanted, target)]
@@ -117,7 +118,6 @@ def _show_layers(family: Any, wanted: dict[str, Any], target: int, config: Any) 
         echo("  ".join(cells).rstrip())
     if listing.balance_words(config):
         echo(f"experts: {listing.balance_words(config)}")
-    values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
-    for engine, why in listing.unable(values).items():
+    for engine, why in listing.unable(engines.read_of(config)).items():
         echo(f"{engine} can't serve it: {why}")
     echo("")

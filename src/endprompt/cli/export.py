@@ -92,13 +92,10 @@ def export(
     """
     from endprompt import units
     from endprompt.cli.console import Console
-    from endprompt.errors import OutputError, RecipeError
+    from endprompt.errors import OutputError
     from endprompt.export.engines import checked
 
-    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    chosen = names.get(dtype, dtype) if dtype else None
-    if chosen and chosen not in names.values():
-        raise RecipeError(f"--dtype {dtype!r}: one of fp32, bf16, fp16")
+    chosen = _dtype(dtype) if dtype else None
     wanted = checked([engine.strip() for engine in engines.split(",")]) if engines else None
     length = units.tokens(tokens) if tokens else None
     from endprompt.io import hub
@@ -139,6 +136,16 @@ def export(
         console.print(f"hub     {address}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _dtype(name: str) -> str:
+    """Transformers' name of a dtype. Raises RecipeError for another."""
+    from endprompt.errors import RecipeError
+
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    if name not in (*names, *names.values()):
+        raise RecipeError(f"--dtype {name!r}: one of fp32, bf16, fp16")
+    return names.get(name, name)
+
+
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `endprompt export` wrote.")],
     url: Annotated[
@@ -149,6 +156,14 @@ def verify(
         str | None,
         typer.Option("--name", help="Under which the server knows the model. Default: DIR."),
     ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="With --url: what the server computes in, fp32, fp16 or bf16. Less is allowed "
+            "to differ in fp32 and fp16.",
+        ),
+    ] = "bf16",
 ) -> None:
     """Compare an exported checkpoint with the model as it was trained.
 
@@ -160,16 +175,19 @@ def verify(
 
         endprompt export verify my-llama-64k
 
-        endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1
+        endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1 --dtype fp32
     """
     from endprompt.io.library_output import silence_libraries
 
+    computed = _dtype(dtype)
     silence_libraries()
     from endprompt.errors import EvaluationError
     from endprompt.export import verify as checking
 
     verified: Verified = (
-        checking.verify_server(folder, url, name or str(folder)) if url else checking.verify(folder)
+        checking.verify_server(folder, url, name or str(folder), computed)
+        if url
+        else checking.verify(folder)
     )
     for check in verified.checks:
         mark = "ok  " if check.passed else "FAIL"

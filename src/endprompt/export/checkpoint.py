@@ -134,7 +134,7 @@ def export(
     base = models.load_config(source.base)
     window = models.family_of(source.base, base).base.window
     names = engines.checked(list(wanted or engines.ENGINES))
-    values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
+    values = engines.read_of(config)
     for name in names if wanted else ():
         why_not = engines.obstacle(name, values)
         if why_not:

@@ -93,8 +93,7 @@ def markdown() -> str:
         wanted = rope.parameters(family.base, family.suited("yarn"), 2.0)
         rows = layer_rows(family, wanted, target)
         config = families.scaled_config(config, wanted, family.base, target)
-        values = {"rope_parameters": config.rope_parameters, "model_type": config.model_type}
-        without = ", ".join(unable(values)) or "none"
+        without = ", ".join(unable(engines.read_of(config))) or "none"
         columns = ["<br>".join(column) for column in zip(*rows, strict=True)]
         cells = [*columns, balance_words(config) or "no experts", without]
         extended.append(
