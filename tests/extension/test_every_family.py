@@ -1,4 +1,4 @@
-"""The whole main job on every known family, by the command line; `make families`, minutes.
+"""The whole main job on every known family, by the command line; `make check-slow`, minutes.
 
 What of it can be fast enough for every change is in tests/train/test_known_runs.py: there the
 checkpoint is trained and written without the evaluations and the report.
