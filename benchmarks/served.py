@@ -24,8 +24,9 @@ from typing import Any
 
 from tiny_exports import EXPORTS, SMOLLM2, TINY_WINDOW, make, tiny_known
 
+from endprompt.errors import EvaluationError
 from endprompt.export import reference
-from endprompt.export.verify import verify_server
+from endprompt.export.verify import Verified, verify_server
 from endprompt.io import files
 from endprompt.models import checkpoint, embedded, families
 
@@ -141,7 +142,13 @@ def measure(start: Start, name: str, case: str, exports: Path, work: Path) -> di
     with start(served, length, dtype, work) as url:
         up = time.monotonic() - began
         said = endprompt("export", "verify", folder, "--url", url, "--name", NAME, "--dtype", dtype)
-        found = verify_server(folder, url, NAME, dtype)  # the same once more, for its numbers
+        refused, found = "", Verified([], [])
+        try:
+            found = verify_server(folder, url, NAME, dtype)  # once more, for its numbers
+        except EvaluationError as error:
+            if case != LOST:
+                raise
+            refused = str(error)
         asked = "4k,9k" if real else f"{TINY_WINDOW - 112},{expected.target - 24}"
         told = None if case != "float32" else questions(folder, work, url, asked, real)
     result = {
@@ -152,6 +159,7 @@ def measure(start: Start, name: str, case: str, exports: Path, work: Path) -> di
         "target": expected.target,
         "seconds_to_start": round(up, 1),
         "verify_exit_code": said.returncode,
+        "server_refused": refused,
         "checks": [vars(check) for check in found.checks],
         "unscaled_differs_by": {
             where: expected.sensitivity(past=past)

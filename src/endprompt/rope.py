@@ -527,6 +527,9 @@ def _dynamic_obstacle(engine: str, p: Parameters, model_type: str, window: int) 
 
 
 def _yarn_obstacle(engine: str, p: Parameters, model_type: str, window: int) -> str:
+    reach = p["factor"] * p.get("original_max_position_embeddings", window)
+    if engine == "vllm" and reach < window:
+        return f"its table of YaRN ends at {reach:,.0f} positions, before the window of {window:,}"
     if engine != "llama.cpp":
         return ""
     usual, size = 0.1 * math.log(p["factor"]) + 1.0, p.get("attention_factor")

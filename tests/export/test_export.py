@@ -214,6 +214,15 @@ def test_vllm_serves_longrope_by_the_factors_of_the_extended_window() -> None:
     assert "as 1.109 from the windows, training used 1" in served.obstacle
 
 
+@pytest.mark.parametrize(("s", "said"), [(4.0, "ends at 32,768 positions"), (8.0, "")])
+def test_vllm_cannot_read_yarn_past_its_factor_times_the_old_window(s: float, said: str) -> None:
+    parameters = {"rope_type": "yarn", "factor": s, "original_max_position_embeddings": 8192}
+    config = {"rope_parameters": parameters, "model_type": "llama"}
+    found = engines.serve("vllm", config, 65536, "m").obstacle
+    assert said in found
+    assert bool(said) == bool(found)
+
+
 @pytest.mark.parametrize(("model_type", "said"), [("gemma3_text", False), ("llama", True)])
 def test_vllm_multiplies_the_window_of_a_linear_export_but_not_of_gemma_3(
     model_type: str, said: bool
