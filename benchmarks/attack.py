@@ -269,7 +269,7 @@ def _resident(key: str) -> int:
 def _batch(job: tuple[Path, Named, list[int], int]) -> tuple[list[tuple[str, int, str]], int]:
     """Attack with some numbers in a process of its own; findings and its peak memory in bytes."""
     source, named, numbers, seed = job
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     silence_libraries()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ import numpy as np
 
 from endprompt import recipe as recipes
 from endprompt.io import files, provenance
-from endprompt.io.library_output import silence_libraries
+from endprompt.io.silence import silence_libraries
 from endprompt.models import embedded
 
 STEPS = 6

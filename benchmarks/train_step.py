@@ -92,7 +92,7 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
     from endprompt import recipe as recipes
     from endprompt import rope
     from endprompt.cost import flops
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
     from endprompt.models import checkpoint as models
 
     silence_libraries()

@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[int], contextlib.AbstractContextManager[None]]] = {
 
 def do(name: str, scaling: str, seed: int, out: Path) -> None:
     """One arm, unless its result is there."""
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     torch.set_num_threads(1)
     silence_libraries()

@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
             text = file.read_text(encoding="utf-8") if file else ""
         except UnicodeDecodeError:
             raise TextError(f"{file} is no UTF-8 text: convert it first") from None
-        from endprompt.io.library_output import silence_libraries
+        from endprompt.io.silence import silence_libraries
 
         silence_libraries()
         from transformers import TextStreamer

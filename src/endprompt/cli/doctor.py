@@ -55,8 +55,8 @@ def register(app: typer.Typer) -> None:
         from endprompt import units
         from endprompt.errors import RecipeError
         from endprompt.io import result_files
-        from endprompt.io.library_output import silence_libraries
         from endprompt.io.progress import tell
+        from endprompt.io.silence import silence_libraries
 
         if known:
             silence_libraries()

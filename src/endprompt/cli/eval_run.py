@@ -150,7 +150,7 @@ def run(
     """
     from endprompt.errors import EvaluationError
     from endprompt.eval.config import load
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     chosen = load(config, screen.given(ctx, "config", "out"))
     if chosen.server is None:

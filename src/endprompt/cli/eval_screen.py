@@ -20,7 +20,7 @@ DTYPE = (
 
 def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     """The model of a command, with libraries kept quiet."""
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     silence_libraries()
     from endprompt.eval.engine import Engine

@@ -99,7 +99,7 @@ def export(
     wanted = checked([engine.strip() for engine in engines.split(",")]) if engines else None
     length = units.tokens(tokens) if tokens else None
     from endprompt.io import hub
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     if push:
         hub.check(push)
@@ -177,7 +177,7 @@ def verify(
 
         endprompt export verify my-llama-64k --url http://127.0.0.1:8000/v1 --dtype fp32
     """
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     computed = _dtype(dtype)
     silence_libraries()

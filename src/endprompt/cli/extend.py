@@ -88,7 +88,7 @@ def register(app: typer.Typer) -> None:
         wanted = units.lengths(lengths) if lengths else None
         from endprompt.cli.screen import Screen
         from endprompt.io import provenance
-        from endprompt.io.library_output import silence_libraries
+        from endprompt.io.silence import silence_libraries
 
         silence_libraries()
         from endprompt.extension import run as extension

@@ -221,7 +221,7 @@ def _model(
     from endprompt import theory
     from endprompt.analysis import attention
     from endprompt.analysis.run_changes import text_ids
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
     from endprompt.models import checkpoint as models
 
     silence_libraries()

@@ -22,7 +22,7 @@ def look(
     console: Any, folder: Path, text: Path | None, tokens: int, sink: int
 ) -> tuple[list[Table], list[Drawing]]:
     """What training changed, as tables and figures. Raises what `analysis.run_changes` raises."""
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     silence_libraries()
     from endprompt.analysis import run_changes

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
         from endprompt import recipe as recipes
         from endprompt import units
         from endprompt.io import hub
-        from endprompt.io.library_output import silence_libraries
+        from endprompt.io.silence import silence_libraries
 
         target = units.tokens(to)
         silence_libraries()

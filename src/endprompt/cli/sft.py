@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
         from endprompt.sft import settings as tuning
 
         chosen = tuning.load(recipe, parse_overrides(settings))
-        from endprompt.io.library_output import silence_libraries
+        from endprompt.io.silence import silence_libraries
 
         silence_libraries()
         from accelerate import PartialState

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
         target = units.tokens(to)
         overrides = recipes.parse_overrides(settings)
         chosen = recipes.load(recipe).replace(overrides)
-        from endprompt.io.library_output import silence_libraries
+        from endprompt.io.silence import silence_libraries
 
         silence_libraries()
         import torch

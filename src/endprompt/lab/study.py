@@ -222,7 +222,7 @@ def _become_worker() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
-    from endprompt.io.library_output import silence_libraries
+    from endprompt.io.silence import silence_libraries
 
     torch.set_num_threads(1)
     silence_libraries()
