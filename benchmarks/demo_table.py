@@ -48,7 +48,7 @@ MEASURES = (
 
 def label(arm: dict[str, Any]) -> str:
     """An arm's name for a reader, YaRN as its authors write it."""
-    return arm["label"].replace("YARN", "YaRN")
+    return arm["label"].replace("YARN", "YaRN")  # as runs before 0.1 wrote it
 
 
 def _column(values: list[float], measure: Measure) -> list[str]:

@@ -585,6 +585,11 @@ RULES = {
     ),
 }
 """Scaling rules by our names. Other packages add theirs (`endprompt.plugins`)."""
+TITLES = {
+    "pi": "PI", "ntk": "NTK", "dynamic": "dynamic NTK", "yarn": "YaRN", "llama3": "Llama 3",
+    "longrope": "LongRoPE",
+}  # fmt: skip
+"""The rules as their authors write them; a package's rule has its own name."""
 RULE_OF_TYPE = {rule.rope_type: rule for rule in RULES.values()}
 """The same by Transformers' names."""
 USUAL = {"beta_fast": 32.0, "beta_slow": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -100,9 +100,10 @@ def arms_of(recipe: Recipe, controls: bool, own_rule: str = "") -> list[Arm]:
     base = plain.model_copy(
         update={"name": "base", "rope": plain.rope.model_copy(update={"scaling": "none"})}
     )
-    scaled = plain.rope.scaling.upper()
+    scaled = rope.TITLES.get(plain.rope.scaling, plain.rope.scaling)
+    own = rope.TITLES.get(own_rule, own_rule)
     arms = [
-        Arm("base", f"base, its own {own_rule.upper()}" if own_rule else "base, unscaled", base),
+        Arm("base", f"base, its own {own}" if own else "base, unscaled", base),
         Arm("untrained", f"{scaled}, untrained", plain),
     ]
     if recipe.trained:
