@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.main import get_command
 
 import endprompt
@@ -388,3 +390,43 @@ def test_a_hub_name_is_held_to_the_same(
         return
     assert done.returncode == 1
     assert re.fullmatch(rf"endprompt: .*org/tiny.*{FAULTS[fault][1]}.*", done.stderr.strip())
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import transformers.models.llama.modeling_llama
+from endprompt.models import checkpoint
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+folder = sys.argv[1]
+config = checkpoint.load_config(folder)
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+checkpoint.check(folder, config)
+checked = resident("VmHWM") - before
+checkpoint.load(folder, config, dtype="auto")
+print(checked, resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
+def test_shards_are_checked_without_their_weights_and_loaded_one_by_one(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8,
+        num_attention_heads=16, num_key_value_heads=4, max_position_embeddings=256,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    weights = 2 * model.num_parameters()
+    model.save_pretrained(tmp_path, max_shard_size="20MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    checked, loaded = map(int, done.stdout.split())
+    assert checked < 0.2 * weights
+    assert weights < loaded < 1.3 * weights
