@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 
+from endprompt.cli.app import app
 from endprompt.errors import RecipeError
 from endprompt.io import jobs
 from endprompt.study import compare, definition
@@ -171,3 +174,25 @@ def test_rows_of_the_target_s_length_make_a_step_of_at_least_one_row(
     arm = Arm(recipe="full", target=8)
     recipe = Model([study], str(wide), tmp_path, tmp_path).recipe(study, arm)
     assert recipe.resolve(window=1024, target=2048, gpu=False).amounts.rows_per_step == 1
+
+
+@pytest.mark.parametrize("name", definition.names())
+def test_every_job_is_a_command_that_takes_its_words(name: str, wide: Path, tmp_path: Path) -> None:
+    study = definition.load(name)
+    model = Model([study], str(wide), tmp_path, tmp_path / "results")
+    for unit in model.units():
+        for job in model.commands(unit):
+            command, words = get_command(app), list(job.arguments)
+            while isinstance(command, Group):
+                command = command.commands[words.pop(0)]
+            asked = [*words, "--progress", "x"] if job.tells else words
+            command.make_context(job.name, asked)
+
+
+def test_texts_of_one_name_in_two_folders_are_two_runs(wide: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    one, other = (
+        Model([small(tmp_path / folder / "book")], str(wide), tmp_path, results) for folder in "ab"
+    )
+    names = [{model.result(unit) for unit in model.units()} for model in (one, other)]
+    assert not names[0] & names[1]

@@ -164,13 +164,13 @@ def _real_model(
     from endprompt.units import seconds
 
     model = Model(studies, embedded.resolve(None), held.folder, results)
+    held.claim({})
     if dry_run:
         for unit in model.todo():
             for job in model.commands(unit):
                 echo(job.line)
         echo(f"{len(model.todo())} of {len(model.units())} runs to do")
         return
-    held.claim({})
     with Screen() as screen:
         model.run(
             say=screen.say,

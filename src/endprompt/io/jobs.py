@@ -45,6 +45,8 @@ class Job:
     needs: tuple[str, ...] = ()
     seconds: float = 60.0
     """Estimate, for the time left."""
+    tells: bool = True
+    """False: a command without `--progress`."""
 
     @property
     def line(self) -> str:
@@ -116,7 +118,13 @@ def _start(job: Job, folder: Path, threads: int, lock: int) -> subprocess.Popen[
     }
     with (folder / f"{job.name}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "endprompt", *job.arguments, "--progress", str(shown)],
+            [
+                sys.executable,
+                "-m",
+                "endprompt",
+                *job.arguments,
+                *(["--progress", str(shown)] if job.tells else []),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

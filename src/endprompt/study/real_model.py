@@ -135,7 +135,7 @@ class Model:
         settings = [
             recipe.digested(exclude={"name", "summary", "source", "departs"}),
             self._target(unit.arm),
-            [own.documents, own.needles, list(self._lengths(unit.arm))],
+            [unit.text, own.documents, own.needles, own.dtype, list(self._lengths(unit.arm))],
             self._digest["weights_digest"],
             sorted(self._evaluations(unit.study)),
             self._tasks(unit.study),
@@ -235,7 +235,7 @@ class Model:
         def ask(kind: str, words: list[str], result: Path) -> None:
             commands.append(
                 jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
-                         needs=(f"train-{name}",))
+                         needs=(f"train-{name}",), tells=kind not in EVALUATIONS)
             )  # fmt: skip
 
         lengths = ",".join(map(str, self._lengths(unit.arm)))
@@ -270,7 +270,7 @@ class Model:
         return self._results.parent / "scores" / self._name(unit) / kind
 
     def _data(self, text: str, target: int) -> Path:
-        return self._out / "data" / f"{Path(text).stem}-{target}"
+        return self._out / "data" / f"{Path(text).stem}-{files.sha256_of(text)[:8]}-{target}"
 
     def _prepare(self, units: Sequence[Unit], text: str, say: Say) -> None:
         """Tokens of a text, some documents of it held out, for every target."""
