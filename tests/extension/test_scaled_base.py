@@ -43,7 +43,7 @@ def test_extend_keeps_the_bases_rule_and_its_checkpoint_is_extended_once_more(
     found = json.loads((tmp_path / "x" / "run.json").read_text())
     assert found["recipe"]["rope"]["scaling"] == "llama3"
     assert [arm["label"] for arm in found["arms"]][:2] == [
-        "base, its own LLAMA3", "LLAMA3, untrained"]  # fmt: skip
+        "base, its own Llama 3", "Llama 3, untrained"]  # fmt: skip
     made = tmp_path / "x" / "arms" / found["recipe"]["name"] / "model"
     config = json.loads((made / "config.json").read_text())
     assert config["rope_parameters"]["factor"] == 32.0
