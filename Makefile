@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-browser check-slow wheel-check lint types coverage attack lab studies proof trainers vllm docs clean
+.PHONY: setup demo test check check-browser check-slow wheel-check lint types coverage trajectory attack lab studies proof trainers vllm docs clean
 
 setup: .venv/.setup-done
 
@@ -32,6 +32,10 @@ check-browser: setup
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+# The losses that tests/train/test_loss_trajectory.py compares with, for a change meant to move them.
+trajectory: setup
+	$(BIN)/python tests/loss_trajectory.py
 
 # Minutes: an empty environment is filled from the package index.
 wheel-check:
