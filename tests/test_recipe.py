@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -271,3 +272,17 @@ def test_digests_know_neither_new_names_of_keys_nor_words() -> None:
     assert recipe.digested()["rows"]["isolate"] is False
     assert recipe.model_copy(update={"summary": "said in other words"}).hash() == recipe.hash()
     assert recipe.replace({"training.lora_rank": 4}).hash() != recipe.hash()
+
+
+@pytest.mark.parametrize(
+    ("settings", "headroom"),
+    [({}, 1.5), ({"rope.scaling": "pi"}, 1.0), ({"rope.headroom": 1}, 1.0),
+     ({"rope.headroom": 3}, 3.0), ({"rope.factor": 12}, 1.0)],
+)  # fmt: skip
+def test_headroom_is_that_of_the_scaling_unless_the_recipe_names_one(
+    settings: dict[str, Any], headroom: float
+) -> None:
+    recipe = recipes.load("recall-anchors").replace(settings)
+    resolved = recipe.resolve(window=8192, target=65536, gpu=False)
+    assert resolved.rope.headroom == headroom
+    assert resolved.resolve(window=8192, target=65536, gpu=False) == resolved

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from endprompt import plugins, positions, rope, yaml_text
 from endprompt.errors import RecipeError, nearest
+from endprompt.rope import Base
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -81,9 +82,9 @@ class Rope(Settings):
 
     scaling: Annotated[str, AfterValidator(_scaling)] = "pi"
     factor: Annotated[float, Field(ge=1)] | None = None
-    headroom: Annotated[float, Field(gt=0)] = 1.0
-    """Multiple of L / L0 that the factor is. Above 1 the farthest distances fall inside of what the
-    model knows; LCEG halves it for dynamic NTK."""
+    headroom: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Multiple of L / L0 that the factor is; `auto`: the scaling's own (`rope.RULES`). Above 1 the
+    farthest distances fall inside of what the model knows; LCEG halves it for dynamic NTK."""
     beta_fast: Annotated[float, Field(gt=0)] = 32.0
     beta_slow: Annotated[float, Field(gt=0)] = 1.0
     attention_factor: Annotated[float, Field(gt=0)] | None = None
@@ -95,12 +96,17 @@ class Rope(Settings):
 
     @model_validator(mode="after")
     def _one_factor(self) -> Self:
-        if self.factor is not None and self.headroom != 1.0:
+        if self.factor is not None and self.headroom not in ("auto", 1.0):
             raise ValueError(
                 f"factor {self.factor:g} and headroom {self.headroom:g} both set the factor: "
                 "leave one out"
             )
         return self
+
+    def multiple(self, base: Base | None = None) -> float:
+        """The headroom as a number; base: which may have some of it already."""
+        asked = self.headroom
+        return rope.usual_headroom(self.scaling, base) if asked == "auto" else asked
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:
@@ -358,12 +364,13 @@ class Recipe(Settings):
         training = self.training.model_copy(update={"trainable": "nothing"})
         return self.model_copy(update={"name": self.rope.scaling, "training": training})
 
-    def resolve(self, *, window: int, target: int, gpu: bool) -> Recipe:
+    def resolve(self, *, window: int, target: int, gpu: bool, base: Base | None = None) -> Recipe:
         """The same with every `auto` amount as a number, so that equal recipes make equal runs.
 
         window, target  tokens of the base and of the extended model
         gpu             True where a GPU trains: a billion tokens in rows of the window, as in the
                         paper; on a CPU a demonstration of minutes
+        base            RoPE of the base, which may have some headroom already; None: it has none
 
         Raises RecipeError when a step is not a whole number of rows, and where the base would have
         to read rows past its window.
@@ -390,8 +397,10 @@ class Recipe(Settings):
             total = 10**9 if gpu else 24 * 1024
         steps = max(1, round(total / step))
         save = max(1, steps // 4) if training.save_steps == "auto" else training.save_steps
+        headroom = 1.0 if self.rope.factor else self.rope.multiple(base)
         return self.model_copy(
             update={
+                "rope": self.rope.model_copy(update={"headroom": headroom}),
                 "rows": rows.model_copy(update={"tokens": row_tokens}),
                 "training": training.model_copy(
                     update={
@@ -430,7 +439,7 @@ class Recipe(Settings):
         """
         values = self.model_dump()
         if overrides.get("rope.factor") is not None:  # the factor itself, in place of a multiple
-            values["rope"]["headroom"] = 1.0
+            values["rope"]["headroom"] = "auto"
         for key, value in overrides.items():
             _assign(values, key, value)
         return build(values, f"recipe {self.name!r}")

@@ -88,6 +88,8 @@ class Rule:
                times as long; None: the rule has no closed form on a scaled base
     obstacle   (engine, parameters, model type, window written to the config) to why the engine
                can't express it, or ""
+    headroom   the factor as a multiple of L / L0, where a recipe leaves it open: the best that was
+               measured (docs/lab.md), 1 where nothing was
     """
 
     rope_type: str
@@ -95,6 +97,7 @@ class Rule:
     write: Callable[[Base, float, Mapping[str, Any]], Parameters]
     grow: Callable[[Parameters, Base, float, Mapping[str, Any]], Parameters] | None = None
     obstacle: Callable[[str, Parameters, str, int], str] = lambda *_: ""
+    headroom: float = 1.0
 
 
 def read_base(config: Any, named: int = 0) -> Base:
@@ -202,6 +205,23 @@ def check_scaling(model_type: str, scaling: str) -> None:
             f"model type {model_type!r} takes no scaling {scaling!r}: set rope.scaling to "
             f"{' or '.join(allowed[1:])}"
         )
+
+
+def usual_headroom(scaling: str, base: Base | None = None) -> float:
+    """The headroom of a rule, less what a base that was extended by it has already.
+
+    So that a window extended twice has the factor of one step.
+
+    >>> usual_headroom("yarn"), usual_headroom("pi")
+    (1.5, 1.0)
+    """
+    rule = RULES.get(scaling)
+    headroom = rule.headroom if rule else 1.0
+    own = base.parameters if base else None
+    if base and own and "original_max_position_embeddings" in own:
+        had = own["factor"] * own["original_max_position_embeddings"] / base.window
+        headroom /= min(headroom, max(1.0, had))
+    return headroom
 
 
 def factor(window: int, target: int, headroom: float = 1.0) -> float:
@@ -566,6 +586,7 @@ RULES = {
         "default",
         (),
         lambda base, s, _: {"rope_theta": _ntk_theta(base.theta, s, base.rotary_size)},
+        headroom=2.0,
     ),
     "dynamic": Rule("dynamic", (), lambda *_: {}, _grow, _dynamic_obstacle),
     "yarn": Rule(
@@ -574,8 +595,15 @@ RULES = {
         _write_yarn,
         _grow_yarn,
         _yarn_obstacle,
+        headroom=1.5,
     ),
-    "llama3": Rule("llama3", ("low_freq_factor", "high_freq_factor"), _write_llama3, _grow),
+    "llama3": Rule(
+        "llama3",
+        ("low_freq_factor", "high_freq_factor"),
+        _write_llama3,
+        _grow,
+        headroom=1.5,
+    ),
     "longrope": Rule(
         "longrope",
         ("long_factor", "short_factor", "attention_factor"),

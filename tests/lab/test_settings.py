@@ -116,7 +116,7 @@ def test_the_list_of_overridden_settings_names_settings() -> None:
 
 @pytest.mark.parametrize(
     ("rope", "factor"),
-    [({}, 8.0), ({"factor": 12}, 12.0), ({"headroom": 1.5}, 12.0), ({"headroom": 0.5}, 4.0)],
+    [({}, 12.0), ({"factor": 10}, 10.0), ({"headroom": 1}, 8.0), ({"headroom": 0.5}, 4.0)],
 )
 def test_an_arm_trains_with_the_factor_of_its_recipe(rope: dict[str, Any], factor: float) -> None:
     own = recipes.build({"name": "mine", "rope": {"scaling": "yarn", **rope}}, "mine")

@@ -158,7 +158,7 @@ def tightness(
     indices   of the layers that contents are of; None: 0, 1, ...
     """
     rng = np.random.default_rng(seed)
-    s, bounds = rope.factor(base.window, target), []
+    bounds = []
     for place, layer in zip(indices or range(len(contents)), contents, strict=True):
         H, T, _ = layer.query_HTD.shape
         still = np.zeros(len(layer.frequency_J) - base.rotary_size // 2)
@@ -166,6 +166,7 @@ def tightness(
         both = [layer.polynomial(h, drawn[h, 1], drawn[h, 0]) for h in range(H)]
         amplitude_NJ, phase_NJ = (np.concatenate(part) for part in zip(*both, strict=True))
         for scaling in scalings:
+            s = rope.factor(base.window, target, rope.usual_headroom(scaling, base))
             parameters = rope.parameters(base, scaling, s)
             w, size = rope.inverse_frequencies(
                 parameters, base.rotary_size, length=target, window=base.window

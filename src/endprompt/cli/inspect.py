@@ -295,7 +295,8 @@ def _by_scaling(bounds: list[Any], base: Any, target: int, name: str) -> Table:
     rows = []
     for scaling in dict.fromkeys(bound.scaling for bound in bounds):
         mine = [bound for bound in bounds if bound.scaling == scaling]
-        parameters = rope.parameters(base, scaling, rope.factor(base.window, target))
+        factor = rope.factor(base.window, target, rope.usual_headroom(scaling, base))
+        parameters = rope.parameters(base, scaling, factor)
         w, _ = rope.inverse_frequencies(
             parameters, base.rotary_size, length=target, window=base.window
         )

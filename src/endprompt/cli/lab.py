@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
             "",
             "--headroom",
             help="RoPE factors as multiples of --factor, with commas: 1,1.5,2. Without it each "
-            "recipe keeps its own.",
+            "recipe keeps its own, or has that of the scaling.",
         ),
         seeds: int = typer.Option(5, "--seeds", min=1, help="Number of bases."),
         first_seed: int | None = typer.Option(

@@ -61,7 +61,9 @@ def register(app: typer.Typer) -> None:
         base = family.base
         if not recipes.chooses_scaling(recipe, overrides):
             chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
-        resolved = chosen.resolve(window=base.window, target=target, gpu=torch.cuda.is_available())
+        resolved = chosen.resolve(
+            window=base.window, target=target, gpu=torch.cuda.is_available(), base=base
+        )
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps
         before = run.finished(out)

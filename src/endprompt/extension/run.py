@@ -230,7 +230,7 @@ def make_plan(
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
     gpus = _gpus()
-    recipe = asked.resolve(window=base.window, target=request.target, gpu=gpus > 0)
+    recipe = asked.resolve(window=base.window, target=request.target, gpu=gpus > 0, base=base)
     lengths = request.lengths or default_lengths(base.window, request.target)
     if max(lengths) > request.target:
         raise RecipeError(

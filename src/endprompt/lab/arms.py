@@ -11,6 +11,7 @@ from endprompt.errors import RecipeError
 from endprompt.lab.examine import Questions
 from endprompt.lab.model import Base
 from endprompt.recipe import Recipe, Rope, Terminal
+from endprompt.rope import usual_headroom
 
 STANDARD = (
     "short",
@@ -92,16 +93,21 @@ class Regime:
 
 
 def untrained(
-    scaling: str, regime: Regime | None = None, *, factor: int = 1, headroom: float = 1.0
+    scaling: str,
+    regime: Regime | None = None,
+    *,
+    factor: int = 1,
+    headroom: float | None = None,
 ) -> Recipe:
-    """The base as it is (`none`) or with a scaling and no training."""
-    rope: dict[str, Any] = {"scaling": scaling}
+    """The base as it is (`none`) or with a scaling and no training; headroom None: its own."""
+    rope: dict[str, Any] = {"scaling": scaling, "headroom": 1.0}
+    total = factor * (usual_headroom(scaling) if headroom is None else headroom)
     if scaling != UNSCALED:
-        rope |= {"factor": float(headroom * factor), **_betas(regime or Regime(), scaling, Rope())}
+        rope |= {"factor": float(total), **_betas(regime or Regime(), scaling, Rope())}
     return recipes.build(
         {
             "name": named(scaling, headroom),
-            "summary": f"untrained, scaling {scaling}, factor {headroom * factor:g}",
+            "summary": f"untrained, scaling {scaling}, factor {total:g}",
             "rope": rope,
             "training": {"trainable": "nothing"},
         },
@@ -109,13 +115,13 @@ def untrained(
     )
 
 
-def named(name: str, headroom: float) -> str:
-    """An arm's name, its headroom in it where that is not 1.
+def named(name: str, headroom: float | None) -> str:
+    """An arm's name, its headroom in it where one was asked for.
 
-    >>> named("pose", 1.0), named("pose", 1.5)
+    >>> named("pose", None), named("pose", 1.5)
     ('pose', 'pose-h1.5')
     """
-    return name if headroom == 1 else f"{name}-h{headroom:g}"
+    return name if headroom is None else f"{name}-h{headroom:g}"
 
 
 def _betas(regime: Regime, scaling: str, own: Rope) -> dict[str, float]:
@@ -166,7 +172,10 @@ def adapt(
     rope: dict[str, Any] = own.model_dump() | _betas(regime, scaling, own)
     rope |= {"scaling": scaling if own.scaling != UNSCALED else UNSCALED, "headroom": 1.0}
     if headroom is not None or own.factor is None:
-        rope["factor"] = float((own.headroom if headroom is None else headroom) * factor)
+        if headroom is None and own.headroom != "auto":
+            rope["factor"] = float(own.headroom * factor)
+        else:
+            rope["factor"] = float(factor * (headroom or usual_headroom(scaling)))
     values: dict[str, Any] = recipe.model_dump() | {
         "rope": rope,
         "rows": recipe.rows.model_dump() | {"kinds": [kind.model_dump() for kind in kinds]},

@@ -65,7 +65,7 @@ class Study:
 
     def _under(self, scaling: str, factor: int, seed: int) -> Iterator[Recipe]:
         """Untrained and trained recipes under one scaling, at each headroom."""
-        for headroom in self.headrooms or (1.0,):
+        for headroom in self.headrooms or (None,):
             yield lab_arms.untrained(scaling, self.regime, factor=factor, headroom=headroom)
         for recipe in self.recipes:
             for headroom in self.headrooms or (None,):

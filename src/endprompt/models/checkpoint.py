@@ -100,7 +100,8 @@ def scaled_parameters(family: families.Family, recipe: Recipe, target: int) -> r
     if settings.scaling == "none":
         return family.base.own
     family.require_reach(target)
-    s = settings.factor or rope.factor(family.base.window, target, settings.headroom)
+    headroom = settings.multiple(family.base)
+    s = settings.factor or rope.factor(family.base.window, target, headroom)
     given = settings.model_dump(exclude={"scaling", "factor", "headroom"})
     return rope.parameters(family.base, settings.scaling, s, **given)
 

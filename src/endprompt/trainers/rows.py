@@ -61,7 +61,7 @@ def write_rows(
     family = models.family_of(model)
     if not recipes.chooses_scaling(recipe, overrides):
         chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
-    chosen = chosen.resolve(window=family.base.window, target=target, gpu=False)
+    chosen = chosen.resolve(window=family.base.window, target=target, gpu=False, base=family.base)
     if chosen.rows.document_mask:
         raise RecipeError(
             "rows.document_mask needs a mask of its own for each row: set it to false"
