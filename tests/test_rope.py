@@ -413,17 +413,10 @@ def test_two_extensions_by_the_usual_headroom_are_one(scaling: str) -> None:
     half = rope.parameters(
         base, scaling, rope.factor(2048, 8192, rope.usual_headroom(scaling, base))
     )
-    extended = rope.Base(1e4, 64, 8192, parameters=half)
+    had = rope.usual_headroom(scaling, base)
+    extended = rope.Base(1e4, 64, 8192, parameters=half, headroom=had)
     s = rope.factor(8192, 16384, rope.usual_headroom(scaling, extended))
     assert rope.parameters(extended, scaling, s) == once
-
-
-def test_a_base_that_was_trained_with_its_scaling_has_no_headroom_yet() -> None:
-    """Llama 3.1's factor, 8 over 8K, is below its window of 128K."""
-    own = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192,
-           "rope_theta": 5e5, "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # fmt: skip
-    llama = rope.Base(5e5, 128, 131072, parameters=own)
-    assert rope.usual_headroom("llama3", llama) == rope.usual_headroom("llama3")
 
 
 def test_target_inside_the_window_is_refused() -> None:

@@ -42,6 +42,8 @@ Turning = tuple[Floats, float]
 """Radians per position of each pair, float64[D/2], and the factor on cos and sin."""
 UNLIMITED = 10**9
 """Tokenizers that name no length hold a number above this."""
+HEADROOM_KEY = "rope_headroom"
+"""Where the config of an extended model tells the next extension how much headroom it has."""
 LONGROPE_IN_GGUF = frozenset({"phi3", "phimoe", "minicpm", "minicpm3"})
 
 ONLY = {"phi3": ("none", "ntk", "longrope"), "phi4_multimodal": ("none", "ntk", "longrope")}
@@ -55,6 +57,7 @@ class Base:
     window      what the base is good for: of a scaled base, what it was scaled to
     partial     the share of each head that is rotated: below 1 in GPT-NeoX, Phi, GLM, StableLM
     parameters  `rope_parameters` of a base that is scaled already, its factor filled in
+    headroom    multiple of L / L0 that the factor of an earlier extension was (`HEADROOM_KEY`)
     """
 
     theta: float
@@ -62,6 +65,7 @@ class Base:
     window: int
     partial: float = 1.0
     parameters: Parameters | None = field(default=None, hash=False)
+    headroom: float = 1.0
 
     @property
     def own(self) -> Parameters:
@@ -137,6 +141,7 @@ def read_base(config: Any, named: int = 0) -> Base:
         _window(parameters, int(config.max_position_embeddings), named),
         partial,
         scaled,
+        float(getattr(config, HEADROOM_KEY, 1.0)),
     )
 
 
@@ -210,18 +215,14 @@ def check_scaling(model_type: str, scaling: str) -> None:
 def usual_headroom(scaling: str, base: Base | None = None) -> float:
     """The headroom of a rule, less what a base that was extended by it has already.
 
-    So that a window extended twice has the factor of one step.
+    A window extended twice so has the factor of one step.
 
     >>> usual_headroom("yarn"), usual_headroom("pi")
     (1.5, 1.0)
     """
     rule = RULES.get(scaling)
     headroom = rule.headroom if rule else 1.0
-    own = base.parameters if base else None
-    if base and own and "original_max_position_embeddings" in own:
-        had = own["factor"] * own["original_max_position_embeddings"] / base.window
-        headroom /= min(headroom, max(1.0, had))
-    return headroom
+    return headroom / min(headroom, max(1.0, base.headroom)) if base else headroom
 
 
 def factor(window: int, target: int, headroom: float = 1.0) -> float:

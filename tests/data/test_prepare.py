@@ -402,6 +402,21 @@ def test_a_manifest_that_counts_wrongly_is_found(tmp_path: Path, corpus: Path, t
         open_documents(out)
 
 
+def test_folders_that_were_prepared_among_the_sources_are_no_source(
+    tmp_path: Path, tokenizer
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("In the beginning. " * 50)
+    (texts / "claims").mkdir()
+    (texts / "claims" / "claim.json").write_text('{"theirs": 1}')
+    (texts / "claims" / "b.txt").write_text("Their claim. " * 50)
+    for _ in range(2):  # killed, or finished, and given again
+        prepare([Weighted(open_source(str(texts)))], tokenizer, texts / "first")
+    prepare([Weighted(open_source(str(texts)))], tokenizer, texts / "second")
+    assert len(open_documents(texts / "first")) == len(open_documents(texts / "second")) == 2
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, corpus: Path, tokenizer) -> None:
     out = tmp_path / "out"
     out.mkdir()

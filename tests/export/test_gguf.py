@@ -14,6 +14,7 @@ from test_export import TARGET, make_run
 from endprompt.errors import RopeError
 from endprompt.export.checkpoint import export
 from endprompt.models import checkpoint as models
+from endprompt.rope import usual_headroom
 from tiny_checkpoint import WINDOW, save_tiny
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "in_llama_cpp.py"
@@ -41,8 +42,9 @@ def test_gguf_holds_the_weights_and_the_scaling(
     script.write_gguf(folder, file)
     fields = GGUFReader(file).fields
     kind = {"pi": "linear", "yarn": "yarn"}[scaling]
+    headroom = usual_headroom(scaling)
     assert fields["llama.rope.scaling.type"].contents() == kind
-    assert fields["llama.rope.scaling.factor"].contents() == TARGET / WINDOW
+    assert fields["llama.rope.scaling.factor"].contents() == headroom * TARGET / WINDOW
     assert fields["llama.context_length"].contents() == TARGET
     if scaling == "yarn":
         assert fields["llama.rope.scaling.original_context_length"].contents() == WINDOW

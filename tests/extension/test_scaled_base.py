@@ -46,13 +46,13 @@ def test_extend_keeps_the_bases_rule_and_its_checkpoint_is_extended_once_more(
         "base, its own Llama 3", "Llama 3, untrained"]  # fmt: skip
     made = tmp_path / "x" / "arms" / found["recipe"]["name"] / "model"
     config = json.loads((made / "config.json").read_text())
-    assert config["rope_parameters"]["factor"] == 32.0
+    assert config["rope_parameters"]["factor"] == 48.0
     assert config["rope_parameters"]["original_max_position_embeddings"] == 32
     assert config["max_position_embeddings"] == 2048
     again = endprompt("doctor", made, "--to", "8k")
     assert again.returncode == 0, again.stderr
-    assert "llama3 by 32 from 32" in again.stdout
-    assert "llama3 by 128 from 32" in again.stdout
+    assert "llama3 by 48 from 32" in again.stdout
+    assert "llama3 by 192 from 32" in again.stdout
 
 
 def test_a_rule_without_a_form_on_the_base_is_refused_before_anything_is_made(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from endprompt import rope
 from endprompt.cli.console import Console
 from endprompt.io.secrets import redact
 from endprompt.units import short
@@ -14,6 +15,7 @@ from endprompt.units import short
 if TYPE_CHECKING:
     from endprompt.extension.run import Plan
     from endprompt.io.jobs import Job
+    from endprompt.recipe import Rope
 
 QUARTERS = 4
 
@@ -60,7 +62,7 @@ class Screen:
         self.say(
             f"model    {model['name']} ({model['type']}, {model['parameters'] / 1e6:.0f}M "
             f"parameters), window {model['window_tokens']:,} tokens",
-            f"method   {plan.recipe.name}, scaling {plan.recipe.rope.scaling}",
+            f"method   {plan.recipe.name}, {_scaling(plan.recipe.rope)}",
             f"text     {plan.text['name']} ({plan.text['licence']}): {plan.text['tokens']:,} "
             f"tokens to train on, {plan.text['holdout_tokens']:,} held out{without}",
             f"training {total['steps']} steps, {total['rows']} rows of {total['row_tokens']:,} "
@@ -107,6 +109,16 @@ class Screen:
         if not self._console.is_terminal and self._told.get(job.name, -1) < quarter:
             self._told[job.name] = quarter
             self.say(f"{job.label}: {what}")
+
+
+def _scaling(settings: Rope) -> str:
+    """The rule of a resolved recipe and its factor."""
+    title = rope.TITLES.get(settings.scaling, settings.scaling)
+    if settings.scaling == "none":
+        return "RoPE unscaled"
+    if settings.factor:
+        return f"{title} by {settings.factor:g}"
+    return f"{title} by {settings.multiple():g} x L / L0 (rope.headroom)"
 
 
 def _joined(lengths: list[int]) -> str:

@@ -34,6 +34,7 @@ from endprompt.data.readers import (
     read,
 )
 from endprompt.errors import DependencyError, TextError, nearest
+from endprompt.io import claims
 from endprompt.io.secrets import redact
 
 __all__ = [
@@ -353,11 +354,22 @@ def _looks_like_path(spec: str) -> bool:
 
 
 def _folder_files(folder: Path) -> tuple[tuple[str, ...], int]:
-    """Readable files of a folder, and the number of those of JSON beside them."""
+    """Readable files of a folder, and the number of those of JSON beside them.
+
+    Folders within it that endprompt wrote are no text: without this, data that was prepared beside
+    its sources would be read again as one more source.
+    """
     files, passed_over = [], 0
+    written = {
+        claim.parent
+        for claim in folder.rglob(claims.CLAIM)
+        if claim.parent != folder and claims.is_claimed(claim.parent)
+    }
     for path in sorted(folder.rglob("*"), key=str):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not _is_readable(path.name) or not path.is_file():
+            continue
+        if not written.isdisjoint(path.parents):
             continue
         if _suffix(path.name) == ".json":
             passed_over += 1

@@ -233,6 +233,14 @@ def _read(folder: Path, kind: str | None = None) -> Claim | None:
     return claim
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a folder is one that a command of this package writes."""
+    try:
+        return _read(folder) is not None
+    except OutputError:  # somebody else's file of that name
+        return False
+
+
 def require_apart(folder: Path, reads: Iterable[str | Path | None]) -> None:
     """Refuse a folder to write that is, or holds, something that is read; links are followed."""
     out = Path(os.path.realpath(folder))

@@ -100,10 +100,14 @@ def scaled_parameters(family: families.Family, recipe: Recipe, target: int) -> r
     if settings.scaling == "none":
         return family.base.own
     family.require_reach(target)
-    headroom = settings.multiple(family.base)
-    s = settings.factor or rope.factor(family.base.window, target, headroom)
+    s = _factor(family.base, recipe, target)
     given = settings.model_dump(exclude={"scaling", "factor", "headroom"})
     return rope.parameters(family.base, settings.scaling, s, **given)
+
+
+def _factor(base: rope.Base, recipe: Recipe, target: int) -> float:
+    settings = recipe.rope
+    return settings.factor or rope.factor(base.window, target, settings.multiple(base))
 
 
 def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
@@ -116,7 +120,9 @@ def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
     parameters = scaled_parameters(family, recipe, target)
     if recipe.rope.scaling == "none":
         return config
-    return families.scaled_config(config, parameters, family.base, target)
+    base = family.base
+    headroom = _factor(base, recipe, target) / rope.factor(base.window, target)
+    return families.scaled_config(config, parameters, base, target, base.headroom * headroom)
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,13 @@ def read(config: Any, named: int = 0) -> Family:
     return Family(name, base, tuple(groups), by_kind)
 
 
-def scaled_config(config: Any, parameters: rope.Parameters, base: rope.Base, target: int) -> Any:
-    """The config with `parameters` where the family has them, and a window of `target` tokens."""
+def scaled_config(
+    config: Any, parameters: rope.Parameters, base: rope.Base, target: int, headroom: float = 1.0
+) -> Any:
+    """The config with `parameters` where the family has them, and a window of `target` tokens.
+
+    headroom  in all, of this extension and those before
+    """
     before = config.rope_parameters
     kept = rope.of_global_layers(config).get("partial_rotary_factor")
     if kept is not None:  # Phi-3 can't be saved without it, be it 1
@@ -167,6 +172,8 @@ def scaled_config(config: Any, parameters: rope.Parameters, base: rope.Base, tar
         config.original_max_position_embeddings = original or base.window
     if parameters.get("rope_type") != "dynamic":  # which counts the length met from this number on
         config.max_position_embeddings = target
+    if headroom != 1.0:
+        setattr(config, rope.HEADROOM_KEY, headroom)
     return config
 
 
