@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from endprompt import rope
 from endprompt.errors import EvaluationError, ModelError
+from endprompt.eval.chunk_attention import in_chunks
 from endprompt.io.provenance import Computation
 from endprompt.models import checkpoint as models
 from endprompt.models.precision import evaluated
@@ -167,6 +168,7 @@ class Engine(Coder):
         if "logits_to_keep" not in known:
             raise ModelError(f"{type(base).__name__} cannot score part of a prompt: not supported")
         self._text_config = model.config.get_text_config(decoder=True)
+        self._in_chunks = in_chunks if base._supports_attention_backend else nullcontext
 
     @classmethod
     def load(
@@ -513,7 +515,8 @@ class Context:
             "logits_to_keep": rows.to(engine.device),
             engine._cache_argument: self._cache,
         }
-        logits_RV = engine.model(**arguments).logits[0]
+        with engine._in_chunks(engine._text_config):
+            logits_RV = engine.model(**arguments).logits[0]
         self.length += len(ids_T)
         if not self._held:
             self._cache.crop(0)
