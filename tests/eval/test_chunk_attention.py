@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny_lm import tiny_engine
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from endprompt.eval import chunk_attention
+from tiny_families import EXTENDED, tiny_known
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
@@ -53,3 +55,16 @@ def test_values_of_another_size_than_keys_take_a_mask() -> None:
     mask = torch.ones(4, 7, dtype=torch.bool).tril(3)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     torch.testing.assert_close(out, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_every_family_scores_in_chunks_as_in_one_pass(name: str) -> None:
+    torch.manual_seed(0)
+    config = tiny_known(name, vocab_size=260, eos_token_id=256)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids_T = torch.arange(5, 105) % 97
+    scores = tiny_engine(model=model, chunk=16).context().extend(ids_T.numpy(), scored=99)
+    with torch.inference_mode():
+        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+    expected = F.cross_entropy(logits_TV, ids_T[1:], reduction="none")
+    torch.testing.assert_close(torch.from_numpy(scores.nll_T).float(), expected, atol=1e-4, rtol=0)
