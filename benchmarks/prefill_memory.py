@@ -1,32 +1,37 @@
-"""Peak memory and time of a long prefill: this engine against plain Transformers.
+"""Time and memory of a long prefill: this engine against plain Transformers, pairwise.
 
-Each measurement runs in a process of its own. Compared are
+Compared are
 
-- `engine`: chunked prefill, then eight tokens decoded greedily;
-- `generate`: `model.generate` of Transformers, eight tokens, with its defaults;
-- `logits`: one forward pass that returns all logits, which is what a plain loss needs;
-- `engine-scored`: the engine's loss of every token.
+- `engine` with `generate`: chunked prefill against `model.generate` of Transformers with its
+  defaults, eight tokens decoded greedily by both;
+- `engine-scored` with `logits`: the engine's loss of every token against one forward pass that
+  returns all logits, which is what a plain loss needs.
 
-    python benchmarks/prefill_memory.py MODEL --length 32k --out results/prefill_memory.json
+    taskset -c 1 python benchmarks/prefill_memory.py [MODEL] [--lengths 2k,4k,8k,16k] [--rounds 2]
 
-The base (interpreter, libraries, weights) is measured as well: what counts is what lies above it.
+Each measurement runs in a process of its own, the two of a pair one after the other. Time is the
+processor's (`process_time`, one thread), so that other work on the machine counts little; the
+least of the rounds is taken, and wall-clock time is recorded beside it. Memory is the peak above
+the base: interpreter, libraries and weights after a short prompt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import train_step
+
 from endprompt import units
 from endprompt.io import files, provenance
+from endprompt.models import embedded
 
-KINDS = ("base", "engine", "generate", "engine-scored", "logits")
+PAIRS = (("engine", "generate"), ("engine-scored", "logits"))
 DECODED = 8
+RESULTS = Path(__file__).parent / "results" / "prefill_memory.json"
 
 
 def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
@@ -36,6 +41,7 @@ def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
 
     from endprompt.eval.engine import Engine
 
+    torch.set_num_threads(1)
     engine = Engine.load(model, dtype="float32", device="cpu", chunk=chunk)
     ids = np.random.default_rng(0).integers(100, engine.vocabulary, length).tolist()
     small = ids[:64]
@@ -71,48 +77,63 @@ def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
     }
 
 
+def compared(rows: list[dict[str, Any]], length: int, pair: tuple[str, str]) -> dict[str, Any]:
+    """Ours over theirs at one length: processor time, and memory above the base."""
+    ours, theirs = (
+        [row for row in rows if (row["length"], row["kind"]) == (length, kind)] for kind in pair
+    )
+
+    def ratio(of: Any) -> float:
+        return min(map(of, ours)) / min(map(of, theirs))
+
+    return {
+        "length": length,
+        "ours": pair[0],
+        "theirs": pair[1],
+        "time": ratio(lambda row: row["cpu_seconds"]),
+        "memory": ratio(lambda row: row["peak_bytes"] - row["base_bytes"]),
+        "same": ours[0]["found"] == theirs[0]["found"],
+    }
+
+
 def main() -> None:
-    """Measure each kind in a process of its own, print the ratios, write the record."""
+    """Measure each pair at each length, print the ratios, write the record as it grows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--length", default="32k")
+    parser.add_argument("model", nargs="?", help="folder or hub name; default: the embedded model")
+    parser.add_argument("--lengths", default="2k,4k,8k,16k")
     parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pairs", default=",".join("/".join(pair) for pair in PAIRS))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    length = units.tokens(options.length)
-    if options.one:
-        print(json.dumps(measure(options.one, options.model, length, options.chunk)))
+    given = parser.parse_args()
+    lengths = units.lengths(given.lengths)
+    if given.one:
+        print(json.dumps(measure(given.one, given.model, lengths[0], given.chunk)))
         return
+    model = embedded.resolve(given.model)
+    wanted = given.pairs.split(",")
+    pairs = [pair for pair in PAIRS if "/".join(pair) in wanted]
     rows: list[dict[str, Any]] = []
-    for kind in options.kinds.split(","):
-        command = [sys.executable, __file__, options.model, "--one", kind]
-        command += ["--length", options.length, "--chunk", str(options.chunk)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["killed: no memory left"])[-1]
-            rows.append({"kind": kind, "length": length, "failed": last})
-            print(f"{kind:14} failed: {last}")
-            continue
-        row = json.loads(done.stdout.strip().splitlines()[-1])
-        rows.append(row)
-        above = (row["peak_bytes"] - row["base_bytes"]) / 2**30
-        print(
-            f"{kind:14} peak {row['peak_bytes'] / 2**30:6.2f} GiB, {above:6.2f} above base, "
-            f"{row['seconds']:7.1f} s, {row['cpu_seconds']:7.1f} s of CPU, {row['found']}"
-        )
-    known = {row["kind"]: row for row in rows if "peak_bytes" in row}
-    for ours, theirs in (("engine", "generate"), ("engine-scored", "logits")):
-        if ours in known and theirs in known:
-            one, other = known[ours], known[theirs]
-            memory = (other["peak_bytes"] - other["base_bytes"]) / (
-                one["peak_bytes"] - one["base_bytes"]
+    ratios: list[dict[str, Any]] = []
+    for length in lengths:
+        for pair in pairs:
+            for kind in pair * given.rounds:
+                words = [model, "--one", kind, "--lengths", str(length)]
+                rows.append(train_step.child(__file__, [*words, "--chunk", str(given.chunk)]))
+                row = rows[-1]
+                above = (row["peak_bytes"] - row["base_bytes"]) / 2**30
+                print(
+                    f"{length:6} {kind:14} {row['cpu_seconds']:7.1f} s of the processor "
+                    f"({row['seconds']:.1f} s), {above:5.2f} GiB above base, {row['found']}",
+                    flush=True,
+                )
+            ratios.append(compared(rows, length, pair))
+            print("{length:6} {ours} / {theirs}: time {time:.2f}, memory {memory:.2f}".format(
+                **ratios[-1]), flush=True)  # fmt: skip
+            files.write_json(
+                given.out, {**provenance.provenance(), "ratios": ratios, "rows": rows, "threads": 1}
             )
-            work = other["cpu_seconds"] / one["cpu_seconds"]
-            print(f"{theirs} / {ours}: {memory:.2f} x the memory above base, {work:.2f} x the CPU")
-    if options.out:
-        files.write_json(options.out, {**provenance.provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

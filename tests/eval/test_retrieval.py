@@ -10,7 +10,8 @@ from tiny_lm import tiny_engine, tiny_tokenizer
 
 from endprompt.errors import EvaluationError
 from endprompt.eval import retrieval
-from endprompt.eval.engine import Coder, Reader
+from endprompt.eval.engine import Coder
+from endprompt.eval.reader import Reader
 
 CODER = Coder(tiny_tokenizer())
 

@@ -102,6 +102,19 @@ def test_threads_are_fixed_for_every_job(fake: Path) -> None:
     run(fake, job, threads=3)
 
 
+def test_a_job_has_the_gpus_that_it_takes_for_itself(fake: Path) -> None:
+    seen = "pathlib.Path(sys.argv[0]).with_name(f'{told.name[0]}-gpus').write_text"
+    program = seen + "(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.5)"
+    both, left, right = (
+        a_job(fake, name, program, takes=takes) for name, takes in (("a", 2), ("b", 1), ("c", 1))
+    )
+    run(fake, both, left, right, gpus=("3", "5"))
+    assert [(fake / f"{name}-gpus").read_text() for name in "abc"] == ["3,5", "3", "5"]
+    starts = [float(job.result.read_text()) for job in (both, left, right)]
+    assert min(starts[1:]) > starts[0]
+    assert abs(starts[1] - starts[2]) < 0.5 + 2 * jobs.POLL_SECONDS, "these ran side by side"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="children end with their parent on Linux only")
 def test_jobs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -18,7 +18,7 @@ DTYPE = (
 )
 
 
-def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
+def load(model: str, dtype: str = "auto") -> Engine:
     """The model of a command, with libraries kept quiet."""
     from endprompt.io.silence import silence_libraries
 
@@ -26,7 +26,7 @@ def load(model: str, dtype: str = "auto", chunk: int = 1024) -> Engine:
     from endprompt.eval.engine import Engine
     from endprompt.models import embedded
 
-    engine = Engine.load(embedded.resolve(model), dtype=dtype, chunk=chunk)
+    engine = Engine.load(embedded.resolve(model), dtype=dtype)
     engine.name = model
     return engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
@@ -27,6 +28,18 @@ def register(app: typer.Typer) -> None:
         report_to: str = typer.Option(
             "none", "--report-to", help="tensorboard, trackio or wandb, as Transformers has them."
         ),
+        processes: int | None = typer.Option(
+            None,
+            "--processes",
+            min=1,
+            help="Processes on this machine, a GPU each (DDP), or shares of its CPU. Default: 1, "
+            "or as many as the config says.",
+        ),
+        accelerate_config: Path | None = typer.Option(
+            None,
+            "--accelerate-config",
+            help="YAML of `accelerate config`, or a shipped one (`endprompt accelerate`).",
+        ),
         progress: Path | None = typer.Option(
             None, "--progress", help="File to keep the progress in, for another process to read."
         ),
@@ -34,14 +47,19 @@ def register(app: typer.Typer) -> None:
         """Train one recipe and save the extended model under OUT/model.
 
         A killed run resumes from its last whole checkpoint when the same command is given
-        again. On several GPUs: `accelerate launch -m endprompt train ...`, the same words.
+        again. When one of several processes ends, all of them do. On several machines:
+        `accelerate launch --config_file FILE -m endprompt train ...` on each, the same words.
 
-        Example:
+        Examples:
 
             endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
+
+            endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
+            --processes 8
         """
         from endprompt import recipe as recipes
         from endprompt import units
+        from endprompt.io import claims
         from endprompt.io.progress import tell
 
         target = units.tokens(to)
@@ -55,7 +73,7 @@ def register(app: typer.Typer) -> None:
 
         from endprompt.data import holdout
         from endprompt.models import checkpoint as models
-        from endprompt.train import run
+        from endprompt.train import launch, run
 
         family = models.family_of(model)
         base = family.base
@@ -66,9 +84,22 @@ def register(app: typer.Typer) -> None:
         )
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps
+        if not launch.is_rank() and (processes or accelerate_config):
+            config = launch.read_config(accelerate_config) if accelerate_config else None
+            count = processes or (config.processes if config else 1)
+            machines = config.machines if config else 1
+            launch.require_devices(count // machines, torch.cuda.device_count(), config)
+            if config is None and resolved.trained:
+                resolved.amounts.batches(count, 1)  # refuses rows that do not divide
+            if count > 1 or config:
+                launch.run(sys.argv[1:], processes=count, config=config)
+                return
         before = run.finished(out)
+        first = claims.first_rank()
 
         def show(state: dict[str, float]) -> None:
+            if not first:
+                return
             tell(
                 progress,
                 state["done"],
@@ -91,18 +122,26 @@ def register(app: typer.Typer) -> None:
                     f"({', '.join(parts)})  {state['seconds']:.1f} s a step, {left:.1f} min left"
                 )
 
-        done = run.train(
-            resolved,
-            model=model,
-            documents=documents,
-            target=target,
-            out=out,
-            fingerprint=fingerprint,
-            reads=[data],
-            report_to=report_to,
-            progress=show,
-        )
+        try:
+            done = run.train(
+                resolved,
+                model=model,
+                documents=documents,
+                target=target,
+                out=out,
+                fingerprint=fingerprint,
+                reads=[data],
+                report_to=report_to,
+                progress=show,
+            )
+        except Exception as error:
+            if not launch.is_rank():
+                raise
+            launch.report(error)
+            raise typer.Exit(1) from None
         PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
+        if not first:
+            return
         if before is not None:
             echo(f"{out} holds this run, finished: nothing to do")
         echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")

@@ -10,19 +10,21 @@ Shape letters: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
-import threading
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from endprompt import rope
 from endprompt.errors import EvaluationError, ModelError
+from endprompt.eval import cache as caches
+from endprompt.eval.chunk_attention import in_chunks
 from endprompt.io.provenance import Computation
 from endprompt.models import checkpoint as models
 from endprompt.models.precision import evaluated
@@ -32,47 +34,17 @@ LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """RoPE types whose frequencies change with the length of the call, so that chunks would differ."""
 
 LOGIT_ROWS = 256
-SPARE = 512
 BATCH_TOKENS = 4096
 MASK_CELLS = 2**25
-
-
-class _Buffered(DynamicLayer):
-    """A cache layer that writes into a buffer instead of copying itself at each step.
-
-    expected   tokens that it is about to hold: the buffer is made for them, and SPARE more
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.expected = 0
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self._grow(key_states, value_states, start, end)
-        assert self._buffers is not None
-        keys, values = self._buffers
-        keys[..., start:end, :] = key_states
-        values[..., start:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
-
-    def _grow(self, key: torch.Tensor, value: torch.Tensor, start: int, end: int) -> None:
-        room = max(self.expected, end) + SPARE
-        grown = []
-        for new, old in ((key, self.keys), (value, self.values)):
-            buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
-            if old is not None and start:
-                buffer[..., :start, :] = old
-            grown.append(buffer)
-        self._buffers = (grown[0], grown[1])
+CPU_CHUNK = 1024
+MOST_CHUNK = 2**16
+"""Tokens that are read at once: on a CPU, and at most on a GPU."""
+CHUNK_PART = 0.2
+CACHE_PART = 0.5
+"""Parts of the free memory that a chunk of a GPU and the cache of a batch may take."""
+CPU_BATCH_TOKENS = 16384
+"""Of a batch: longer prompts keep a CPU busy one by one, and each is written as it comes."""
+MOST_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -150,15 +122,17 @@ class Engine(Coder):
 
     model       any `AutoModelForCausalLM`, on its device and in its dtype; set to eval mode
     tokenizer   its tokenizer
-    chunk       tokens read at once; bounds the memory of a prefill
+    chunk       tokens read at once; bounds the memory of a prefill. None: 1,024 on a CPU, on a GPU
+                as many as a fifth of its free memory has room for
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, chunk: int = 1024, name: str = "") -> None:
-        if chunk < 1:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, chunk: int | None = None, name: str = ""
+    ) -> None:
+        if chunk is not None and chunk < 1:
             raise EvaluationError(f"chunk {chunk} tokens: give at least 1")
         super().__init__(tokenizer)
         self.model = model.eval()
-        self.chunk = chunk
         self.name = name or str(getattr(model.config, "_name_or_path", "") or "model")
         self.device = next(model.parameters()).device
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -167,6 +141,8 @@ class Engine(Coder):
         if "logits_to_keep" not in known:
             raise ModelError(f"{type(base).__name__} cannot score part of a prompt: not supported")
         self._text_config = model.config.get_text_config(decoder=True)
+        self._in_chunks = in_chunks if base._supports_attention_backend else nullcontext
+        self.chunk = chunk or self._suited_chunk()
 
     @classmethod
     def load(
@@ -175,7 +151,7 @@ class Engine(Coder):
         *,
         dtype: str = "auto",
         device: str = "auto",
-        chunk: int = 1024,
+        chunk: int | None = None,
         attention: str | None = None,
     ) -> Engine:
         """Load a checkpoint folder or a hub name.
@@ -193,6 +169,20 @@ class Engine(Coder):
         tokenizer = load_tokenizer(path)
         model = models.load(str(path), config, attention=attention, dtype=kind)
         return cls(model.to(device), tokenizer, chunk=chunk, name=str(path))
+
+    def _suited_chunk(self) -> int:
+        """Tokens that are read at once where nobody says: on a GPU a power of two."""
+        if self.device.type == "cpu":
+            return CPU_CHUNK
+        config = self._text_config
+        inner = getattr(config, "intermediate_size", None)
+        inner = inner if isinstance(inner, int) else 4 * config.hidden_size
+        # Logits and their copies in float32, and what a layer has at a time.
+        per_token = 10 * self.vocabulary + self.model.dtype.itemsize * (
+            8 * config.hidden_size + 4 * inner
+        )
+        room = CHUNK_PART * caches.free_memory_bytes(self.device) / per_token
+        return min(max(2 ** int(math.log2(max(room, 1))), CPU_CHUNK), MOST_CHUNK)
 
     @property
     def computation(self) -> Computation:
@@ -236,6 +226,45 @@ class Engine(Coder):
         """An empty context, to be extended and asked."""
         return Context(self)
 
+    @property
+    def batches(self) -> bool:
+        """Prompts can be answered together: every layer keeps every token, at any length alike."""
+        plain = caches.keeps_all(caches.new_cache(self.model.config))
+        return plain and not self.length_dependent
+
+    def rows_at_once(self, length: int) -> int:
+        """How many rows of `length` tokens a batch may hold; 1 where `batches` is false."""
+        if not self.batches:
+            return 1
+        per_token = caches.bytes_per_token(self._text_config, self.model.dtype.itemsize)
+        tokens = int(CACHE_PART * caches.free_memory_bytes(self.device)) // per_token
+        if self.device.type == "cpu":
+            tokens = min(tokens, CPU_BATCH_TOKENS)
+        return max(min(tokens // length, MOST_ROWS), 1)
+
+    def forward(
+        self,
+        cache: DynamicCache,
+        ids_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        mask: torch.Tensor,
+        rows_R: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits [B, R, V] of the rows of this chunk; the cache grows by T tokens.
+
+        mask  int64[B, S] over cache and chunk, or a float mask [1, 1, T, S]
+        """
+        arguments = {
+            "input_ids": ids_BT.to(self.device),
+            "position_ids": positions_BT.to(self.device),
+            "attention_mask": mask.to(self.device),
+            "use_cache": True,
+            "logits_to_keep": rows_R.to(self.device),
+            self._cache_argument: cache,
+        }
+        with self._in_chunks(self._text_config):
+            return self.model(**arguments).logits
+
     def loglikelihoods(
         self,
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -271,8 +300,9 @@ class Engine(Coder):
             scores = context.ask_all([([], requests[number][1]) for number in numbers])
             results.update(zip(numbers, scores, strict=True))
             _tell(progress, len(numbers))
+        most = max(BATCH_TOKENS, self.chunk)
         alone.sort(key=lambda n: -(len(requests[n][0]) + len(requests[n][1])))
-        for batch in _batches(alone, [len(c) + len(a) for c, a in requests], BATCH_TOKENS):
+        for batch in _batches(alone, [len(c) + len(a) for c, a in requests], most):
             results.update(self._score_batch([(n, *requests[n]) for n in batch]))
             _tell(progress, len(batch))
         return [results[number] for number in range(len(requests))]
@@ -319,17 +349,12 @@ class Context:
         self.length = 0
         self._next_V: torch.Tensor | None = None
         self._held = 0
-        self._cache = DynamicCache(config=engine.model.config)
         if engine.length_dependent:
             # Their frequencies grow with the longest call so far; a short call sets them back.
             with torch.inference_mode():
                 first = torch.zeros((1, 1), dtype=torch.long, device=engine.device)
                 engine.model(input_ids=first, use_cache=False)
-        # Sliding-window layers, where a model has them, must be able to go back after a question.
-        self._cache.activate_past_recording()
-        self._cache.layers = [
-            _Buffered() if type(layer) is DynamicLayer else layer for layer in self._cache.layers
-        ]
+        self.cache = caches.new_cache(engine.model.config)
 
     @torch.inference_mode()
     def extend(self, ids: Sequence[int] | np.ndarray, *, scored: int = 0) -> Scores:
@@ -346,9 +371,7 @@ class Context:
         if scored > count:
             raise EvaluationError(f"{scored} tokens to score, but only {count} given")
         first = count - scored
-        for layer in self._cache.layers:
-            if isinstance(layer, _Buffered):
-                layer.expected = self.length + count
+        caches.expect(self.cache, self.length + count)
         nll: list[np.ndarray] = []
         right: list[np.ndarray] = []
         if scored and first == 0:
@@ -381,7 +404,7 @@ class Context:
         """
         if not self._plain or length > self.length:
             return False
-        self._cache.crop(length - self.length)
+        self.cache.crop(length - self.length)
         self.length, self._next_V = length, None
         return True
 
@@ -478,8 +501,7 @@ class Context:
     @property
     def _plain(self) -> bool:
         """Every layer keeps every token, and no frequency depends on the length."""
-        whole = all(type(layer) is _Buffered for layer in self._cache.layers)
-        return whole and not self.engine.length_dependent
+        return caches.keeps_all(self.cache) and not self.engine.length_dependent
 
     @contextmanager
     def _kept(self) -> Generator[None]:
@@ -490,7 +512,7 @@ class Context:
         finally:
             self._held -= 1
             if self.length > length:
-                self._cache.crop(length - self.length)
+                self.cache.crop(length - self.length)
             self.length, self._next_V = length, after_V
 
     def _forward(self, ids_T: torch.Tensor, keep_from: int) -> torch.Tensor:
@@ -504,54 +526,16 @@ class Context:
     def _call(
         self, ids_T: torch.Tensor, positions_T: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
-        engine = self.engine
-        arguments = {
-            "input_ids": ids_T[None].to(engine.device),
-            "position_ids": positions_T[None].to(engine.device),
-            "attention_mask": mask.to(engine.device),
-            "use_cache": True,
-            "logits_to_keep": rows.to(engine.device),
-            engine._cache_argument: self._cache,
-        }
-        logits_RV = engine.model(**arguments).logits[0]
+        logits_RV = self.engine.forward(self.cache, ids_T[None], positions_T[None], mask, rows)[0]
         self.length += len(ids_T)
         if not self._held:
-            self._cache.crop(0)
+            self.cache.crop(0)
         return logits_RV
 
     def _score_next(self, token: int) -> tuple[np.ndarray, np.ndarray]:
         if self._next_V is None:
             return np.full(1, np.nan), np.zeros(1, dtype=bool)
         return _nll(self._next_V[None], torch.tensor([token], device=self.engine.device))
-
-
-class Reader:
-    """Answers prompts with an engine; what two prompts in a row begin with alike is read once."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._context = engine.context()
-        self._read: list[int] = []
-        self._lock = threading.Lock()
-
-    def answer(self, prompt: str, max_new_tokens: int, stop: Sequence[str] = ()) -> str:
-        """The greedy continuation, cut before the first text of `stop`."""
-        ids = self.engine.prompt_ids(prompt)
-        with self._lock:
-            same = 0
-            # The last token is read again: its logits are needed.
-            for token, other in zip(ids[:-1], self._read, strict=False):
-                if token != other:
-                    break
-                same += 1
-            if not self._context.rewind(same):
-                self._context, same = self.engine.context(), 0
-            self._context.extend(ids[same:])
-            self._read = ids
-            text = self.engine.decode_answer(self._context.complete([], max_new_tokens, stop=stop))
-        for mark in stop:
-            text = text.split(mark)[0]
-        return text
 
 
 def _nll(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from endprompt import stats
 from endprompt.errors import EvaluationError
-from endprompt.eval.engine import Engine, Reader
-from endprompt.eval.results import Cell, Sample
+from endprompt.eval.engine import Engine
+from endprompt.eval.reader import Reader
+from endprompt.eval.results import Cell, Question, Sample
 
 SHORT_TASKS = ("mmlu", "gsm8k", "hellaswag", "humaneval")
 """The short-text tasks of the paper's table 5, under lm-eval's names."""
@@ -116,8 +117,8 @@ class EngineLM(TemplateLM):
         Raises EvaluationError when a task asks for sampling.
         """
         del disable_tqdm
-        answers = []
-        for request in requests:
+        questions = []
+        for number, request in enumerate(requests):
             prompt, options = request.args
             if options.get("do_sample") and float(options.get("temperature", 1.0)) > 0:
                 raise EvaluationError("a task asks for sampling: the engine decodes greedily only")
@@ -126,10 +127,18 @@ class EngineLM(TemplateLM):
             ids = self.engine.prompt_ids(prompt)
             if len(ids) + count > self.max_length:
                 prompt = self.engine.decode(ids[-max(self.max_length - count, 1) :])
-            answers.append(
-                self._reader.answer(prompt, count, [until] if isinstance(until, str) else until)
+            questions.append(
+                Question(
+                    id=str(number),
+                    task="",
+                    length=0,
+                    prompt=prompt,
+                    max_new_tokens=count,
+                    stop=(until,) if isinstance(until, str) else tuple(until),
+                )
             )
-        return answers
+        batches = self._reader.batches(questions)
+        return [answer for batch in batches for answer in self._reader.answer_all(batch)]
 
 
 def tasks_path() -> Path:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -101,11 +101,22 @@ class Answerer(Protocol):
         """The greedy continuation of a prompt."""
 
 
+@runtime_checkable
+class BatchAnswerer(Protocol):
+    """A model that answers several prompts at once."""
+
+    def batches(self, questions: Iterable[Question]) -> Iterator[list[Question]]:
+        """The questions in their order, those together that it answers at once."""
+
+    def answer_all(self, questions: Sequence[Question]) -> list[str]:
+        """An answer to each question of a batch."""
+
+
 def answer_all(
     folder: Path,
     settings: dict[str, Any],
     questions: Iterable[Question],
-    answerer: Answerer,
+    answerer: Answerer | BatchAnswerer,
     score: Callable[[Question, str], dict[str, float]],
     *,
     computation: Computation | None = None,
@@ -144,7 +155,7 @@ def _answer_all(
     held: claims.Output,
     settings: dict[str, Any],
     questions: Iterable[Question],
-    answerer: Answerer,
+    answerer: Answerer | BatchAnswerer,
     score: Callable[[Question, str], dict[str, float]],
     *,
     computation: Computation | None,
@@ -158,51 +169,52 @@ def _answer_all(
     before = {s.id: s for s in read_samples(path, repair=True) if s.error is None}
     done: dict[str, Sample | None] = {}
 
-    def ask(question: Question) -> Sample:
-        prediction, error, scores = None, None, {}
+    def ask(batch: list[Question]) -> list[Sample]:
+        predictions: list[str | None] = [None] * len(batch)
+        error = None
         try:
-            prediction = answerer.answer(question.prompt, question.max_new_tokens, question.stop)
-            scores = score(question, prediction)
+            if isinstance(answerer, BatchAnswerer):
+                predictions = list(answerer.answer_all(batch))
+            else:
+                predictions = [answerer.answer(q.prompt, q.max_new_tokens, q.stop) for q in batch]
         except survives as caught:
             error = str(caught)
-        return Sample(
-            id=question.id,
-            task=question.task,
-            length=question.length,
-            prompt_sha256=sha256_of(question.prompt),
-            prediction=prediction,
-            references=question.references,
-            scores=scores,
-            error=error,
-        )
+        return [_sample(*pair, score, error) for pair in zip(batch, predictions, strict=True)]
+
+    def wanted() -> Iterator[Question]:
+        """Questions that no sample of an earlier run answers."""
+        for question in itertools.chain(first, questions):
+            if question.id in done:
+                raise EvaluationError(f"two questions are called {question.id!r}")
+            known = before.get(question.id)
+            same = known is not None and known.prompt_sha256 == sha256_of(question.prompt)
+            done[question.id] = known if same else None
+            if not same:
+                yield question
 
     questions = iter(questions)
     first = list(itertools.islice(questions, 1))
     held.claim(settings)
     with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
-        waiting: set[Future[Sample]] = set()
+        waiting: set[Future[list[Sample]]] = set()
 
         def collect(down_to: int) -> None:
             while len(waiting) > down_to:
                 ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in ready:
                     waiting.discard(future)
-                    sample = future.result()
-                    file.write(sample.model_dump_json() + "\n")
+                    for sample in future.result():
+                        file.write(sample.model_dump_json() + "\n")
+                        done[sample.id] = sample
                     file.flush()
-                    done[sample.id] = sample
                 _tell(progress, sum(sample is not None for sample in done.values()))
 
         try:
-            for question in itertools.chain(first, questions):
-                if question.id in done:
-                    raise EvaluationError(f"two questions are called {question.id!r}")
-                known = before.get(question.id)
-                same = known is not None and known.prompt_sha256 == sha256_of(question.prompt)
-                done[question.id] = known if same else None
-                if not same:
-                    waiting.add(pool.submit(ask, question))
-                    collect(2 * workers - 1)
+            singly = ([question] for question in wanted())
+            together = isinstance(answerer, BatchAnswerer)
+            for batch in answerer.batches(wanted()) if together else singly:
+                waiting.add(pool.submit(ask, batch))
+                collect(2 * workers - 1)
             collect(0)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -212,6 +224,24 @@ def _answer_all(
     summary = summarise(samples, settings, notes(), computation)
     write_json(folder / SUMMARY, summary.model_dump(mode="json"))
     return summary
+
+
+def _sample(
+    question: Question,
+    prediction: str | None,
+    score: Callable[[Question, str], dict[str, float]],
+    error: str | None,
+) -> Sample:
+    return Sample(
+        id=question.id,
+        task=question.task,
+        length=question.length,
+        prompt_sha256=sha256_of(question.prompt),
+        prediction=prediction,
+        references=question.references,
+        scores={} if prediction is None else score(question, prediction),
+        error=error,
+    )
 
 
 def read_samples(path: Path, *, repair: bool = False) -> list[Sample]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from endprompt.eval import results, suites, untaught
 from endprompt.eval.config import EvalConfig
-from endprompt.eval.engine import Coder, Engine, Reader
+from endprompt.eval.engine import Coder, Engine
+from endprompt.eval.reader import Reader
 from endprompt.eval.results import Answerer, Cell, Summary
 from endprompt.eval.server import Server, ServerError
 from endprompt.eval.suites import Suite

@@ -1,8 +1,9 @@
 """Run other `endprompt` commands side by side, show the progress of each, resume after a kill.
 
 A job is finished when its result file is there; finished jobs are not run again. Jobs are child
-processes with a fixed number of threads, so that results do not depend on what runs beside them.
-They end with this process, however it ends (on Linux even by SIGKILL).
+processes with a fixed number of threads, so that results do not depend on what runs beside them,
+and with GPUs of their own where there are any. They end with this process, however it ends (on
+Linux even by SIGKILL).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class Job:
     """Estimate, for the time left."""
     tells: bool = True
     """False: a command without `--progress`."""
+    takes: int = 1
+    """Of what jobs run on side by side: GPUs, or shares of a CPU."""
 
     @property
     def line(self) -> str:
@@ -63,12 +66,22 @@ Watcher = Callable[[Job, "dict[str, Any] | None"], None]
 
 
 def run(
-    jobs: list[Job], folder: Path, *, at_once: int, threads: int, watch: Watcher, lock: int
+    jobs: list[Job],
+    folder: Path,
+    *,
+    at_once: int,
+    threads: int,
+    watch: Watcher,
+    lock: int,
+    gpus: Sequence[str] = (),
 ) -> dict[str, float]:
     """Run jobs as their needs allow and return the seconds each took in this process.
 
-    folder  for progress files and logs
-    lock    open file that children keep open, so that nobody else takes the run over meanwhile
+    folder   for progress files and logs
+    at_once  jobs side by side, of those that take one place; others take several
+    threads  of a job, and of each of its processes
+    lock     open file that children keep open, so that nobody else takes the run over meanwhile
+    gpus     `at_once` names for CUDA_VISIBLE_DEVICES: a job sees those that it takes
     Raises JobError with the message of the first job that fails; the others are stopped and go
     on the next time.
     """
@@ -77,15 +90,20 @@ def run(
     done = {job.name for job in jobs if job.result.exists()}
     running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
     seconds: dict[str, float] = {}
+    free = list(range(at_once))
+    held: dict[str, list[int]] = {}
+    assert all(1 <= job.takes <= at_once for job in jobs)
     for job in jobs:
         if job.name in done:
             watch(job, None)
     try:
         while waiting or running:
             for job in [job for job in waiting if set(job.needs) <= done]:
-                if len(running) < at_once:
+                if job.takes <= len(free):
                     waiting.remove(job)
-                    child = _start(job, folder, threads, lock)
+                    held[job.name], free = free[: job.takes], free[job.takes :]
+                    seen = [gpus[place] for place in held[job.name]] if gpus else None
+                    child = _start(job, folder, threads, lock, seen)
                     running[job.name] = job, child, time.perf_counter()
             time.sleep(POLL_SECONDS)
             for name, (job, child, began) in list(running.items()):
@@ -93,6 +111,7 @@ def run(
                     watch(job, progress.read(folder / f"{name}.progress.json") or {})
                     continue
                 del running[name]
+                free = sorted([*free, *held.pop(name)])
                 seconds[name] = time.perf_counter() - began
                 if child.returncode or not job.result.exists():
                     raise _failure(job, child.returncode, folder / f"{name}.log")
@@ -106,7 +125,9 @@ def run(
     return seconds
 
 
-def _start(job: Job, folder: Path, threads: int, lock: int) -> subprocess.Popen[bytes]:
+def _start(
+    job: Job, folder: Path, threads: int, lock: int, gpus: list[str] | None
+) -> subprocess.Popen[bytes]:
     shown = folder / f"{job.name}.progress.json"
     shown.unlink(missing_ok=True)
     environment = {
@@ -115,6 +136,7 @@ def _start(job: Job, folder: Path, threads: int, lock: int) -> subprocess.Popen[
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         PARENT: str(os.getpid()),
+        **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}),
     }
     with (folder / f"{job.name}.log").open("wb") as log:
         return subprocess.Popen(
