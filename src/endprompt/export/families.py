@@ -90,9 +90,12 @@ def markdown() -> str:
         except RopeError as error:
             refused.append(f"| {name} | `{entry.example}` | {error} |\n")
             continue
-        wanted = rope.parameters(family.base, family.suited("yarn"), 2.0)
+        scaling = family.suited("yarn")
+        headroom = rope.usual_headroom(scaling, family.base)
+        s = rope.factor(family.base.window, target, headroom)
+        wanted = rope.parameters(family.base, scaling, s)
         rows = layer_rows(family, wanted, target)
-        config = families.scaled_config(config, wanted, family.base, target)
+        config = families.scaled_config(config, wanted, family.base, target, headroom)
         without = ", ".join(unable(engines.read_of(config))) or "none"
         columns = ["<br>".join(column) for column in zip(*rows, strict=True)]
         cells = [*columns, balance_words(config) or "no experts", without]
@@ -110,8 +113,9 @@ Made by `endprompt doctor --families`. Each family is read from the numbers of t
 and extended to twice its window; `endprompt doctor MODEL --to LENGTH` shows the same for a model of
 yours, and proves it on its weights.
 
-A base that is **scaled already** keeps its rule: the factor grows over the *original* window, and
-YaRN's factor on cos and sin follows the total. `--scaling pi` and `longrope` come on top of any
+A base that is **scaled already** keeps its rule: the factor grows over the *original* window, with
+a [headroom](serving.md#a-factor-above-l-l0) counted once, and YaRN's factor on cos and sin follows
+the total. `--scaling pi` and `longrope` come on top of any
 rule but dynamic NTK, as explicit factors (the `longrope` form); others are refused with the reason.
 
 **Local layers** see the W nearest positions. Transformers makes their mask from indices, by which
