@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endprompt.cues import FIXED, CueWriter, plant
+from endprompt.cues import CUES, EP1, EP3, CueWriter, plant
 from endprompt.errors import RecipeError
 from endprompt.recipe import Recall, Terminal
 
@@ -44,14 +44,28 @@ def write(terminal: Terminal, length: int, seed: int = 0) -> Any:
     return writer.write(terminal, text(length, seed), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("cue", ["ep1", "ep3"])
-def test_fixed_cues_are_the_papers_words_with_their_weight(cue: Any) -> None:
+@pytest.mark.parametrize("name", CUES)
+def test_every_cue_fills_the_row_with_its_prefix_and_as_many_terminals_as_anchors(
+    name: str,
+) -> None:
+    words = {key: {"text": "Over.", "pool": ("Over.",)}[key] for key in CUES[name].needs}
+    terminal = Terminal(cue=name, anchors=2, place="stratified", **words)
+    content = write(terminal, 700)
+    assert len(content.terminals) == 2
+    assert len(content.prefix_P) + sum(len(part.tokens) for part in content.terminals) == 700
+    for part in content.terminals:
+        assert len(part.weights) == len(part.tokens)
+        assert part.weights.max() == 1.0
+
+
+@pytest.mark.parametrize(("cue", "words"), [("ep1", EP1), ("ep3", EP3)])
+def test_fixed_cues_are_the_papers_words_with_their_weight(cue: Any, words: str) -> None:
     content = write(Terminal(cue=cue, weight=0.3), 200)
     (segment,) = content.terminals
-    assert read(segment.tokens) == FIXED[cue]
+    assert read(segment.tokens) == words
     np.testing.assert_array_equal(segment.weights, np.float32(0.3))
     assert segment.weights.dtype == np.float32
-    np.testing.assert_array_equal(content.prefix_P, text(200)[: 200 - len(FIXED[cue])])
+    np.testing.assert_array_equal(content.prefix_P, text(200)[: 200 - len(words)])
 
 
 def test_ep2_is_the_end_of_turn_token_or_the_end_of_sequence() -> None:

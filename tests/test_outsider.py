@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from endprompt import positions, rope
+from endprompt import cues, positions, rope
 from endprompt import recipe as recipes
 from endprompt.analysis import coverage
 from endprompt.errors import RecipeError
@@ -67,6 +67,21 @@ def test_a_layout_is_one_entry_of_a_table(outsider: Path, monkeypatch: pytest.Mo
     recipe = recipe.resolve(window=128, target=TARGET, gpu=False)
     (row,) = coverage.drawn_rows(recipe, 64, target=TARGET, count=1)
     assert row.positions_T.tolist() == [*range(32), *range(TARGET - 32, TARGET)]
+
+
+def test_a_cue_is_one_entry_of_a_table(outsider: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"rows.kinds": [{"terminal": {"cue": "the-end"}}]}
+    with pytest.raises(RecipeError, match=r"cue: 'the-end' is none of ep1, ep2"):
+        recipes.load("endprompt").replace(words)
+    monkeypatch.setattr(cues, "CUES", dict(cues.CUES))
+    runpy.run_path(str(outsider / "my_cue.py"))
+    for cue, tokens in (("the-end", 5), ("numbered", 2)):
+        words["rows.kinds"][0]["terminal"]["cue"] = cue
+        recipe = recipes.load("endprompt").replace(words)
+        recipe = recipe.resolve(window=128, target=TARGET, gpu=False)
+        (row,) = coverage.drawn_rows(recipe, 64, target=TARGET, count=1)
+        assert row.segments_T.sum() == tokens
+        assert row.positions_T[-tokens:].tolist() == list(range(TARGET - tokens, TARGET))
 
 
 def test_a_rule_is_one_entry_of_a_table(outsider: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ signal goes with their loss; a recall terminal asks for what only the prefix can
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +17,12 @@ from numpy.typing import NDArray
 
 from endprompt import plugins
 from endprompt.errors import RecipeError
-from endprompt.recipe import CUES, Recall, Terminal
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-FIXED = {
-    "ep1": "This is the end of text, please pay attention here",
-    "ep3": "End.",
-}
+EP1 = "This is the end of text, please pay attention here"
+EP3 = "End."
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endofturn|>", "[/INST]")
 
 SENTENCE_ENDS = (".", "!", "?", "\n", ".\n")
@@ -40,6 +38,40 @@ class Tokenizer(Protocol):
     """What is needed of a tokenizer: a callable that gives `input_ids`, and its vocabulary."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+
+class Recall(Protocol):
+    """Settings of a recall terminal (`recipe.Recall`)."""
+
+    @property
+    def verbatim(self) -> int: ...
+    @property
+    def facts(self) -> int: ...
+    @property
+    def cue_tokens(self) -> tuple[int, int]: ...
+    @property
+    def answer_tokens(self) -> tuple[int, int]: ...
+    @property
+    def answers_only(self) -> bool: ...
+
+
+class Terminal(Protocol):
+    """Settings of a terminal (`recipe.Terminal`)."""
+
+    @property
+    def cue(self) -> str: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def pool(self) -> tuple[str, ...]: ...
+    @property
+    def recall(self) -> Recall: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def anchors(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -105,40 +137,13 @@ class CueWriter:
 
         Raises RecipeError when the terminals leave no prefix that they could ask about.
         """
-        if terminal.cue == "recall":
-            return self._recall(terminal, text_T, rng)
-        writer = None if terminal.cue in CUES else plugins.find("endprompt.cue", terminal.cue)
-        if writer is not None:
-            return writer(self, terminal, text_T, rng)
-        T = len(text_T)
-        if terminal.cue == "continuation":
-            P = self._prefix_length(T, terminal.tokens * terminal.anchors)
-            parts = np.split(text_T[P:], terminal.anchors)
-        else:
-            parts = [self._fixed(terminal, rng) for _ in range(terminal.anchors)]
-            P = self._prefix_length(T, sum(map(len, parts)))
-        weights = [np.full(len(part), terminal.weight, np.float32) for part in parts]
-        return Content(text_T[:P], [Segment(*pair) for pair in zip(parts, weights, strict=True)])
+        known = CUES.get(terminal.cue)
+        write = known.write if known else plugins.find("endprompt.cue", terminal.cue)
+        if write is None:
+            raise RecipeError(f"no installed package has the cue {terminal.cue!r} any more")
+        return write(self, terminal, text_T, rng)
 
-    def _fixed(self, terminal: Terminal, rng: np.random.Generator) -> Ints:
-        if terminal.cue == "ep2":
-            return np.array([self.end_of_turn()], dtype=np.int64)
-        if terminal.cue == "pool":
-            return self.encode(terminal.pool[int(rng.integers(len(terminal.pool)))])
-        return self.encode(terminal.text or "" if terminal.cue == "text" else FIXED[terminal.cue])
-
-    @staticmethod
-    def _prefix_length(row_tokens: int, terminal_tokens: int, least: int = 1) -> int:
-        P = row_tokens - terminal_tokens
-        if least > P:
-            raise RecipeError(
-                f"rows of {row_tokens} tokens leave {max(P, 0)} for the prefix beside terminals "
-                f"of {terminal_tokens}, and it needs {least}: raise rows.tokens to "
-                f"{terminal_tokens + least} or shorten the cue"
-            )
-        return P
-
-    def _recall(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
+    def recall(self, terminal: Terminal, text_T: Ints, rng: np.random.Generator) -> Content:
         """Facts are planted first, then every anchor asks its share of facts and new quotes.
 
         A row too short for all of them asks fewer, one of each anchor at least.
@@ -162,7 +167,7 @@ class CueWriter:
         marks = len(opening) + len(closing)
         self._fit(facts, spans, marks, len(text_T))
         planted = [statement for group in facts for statement, _, _ in group]
-        P = self._prefix_length(
+        P = prefix_length(
             len(text_T), _terminal_tokens(facts, spans, marks), least=_least_prefix(facts, spans)
         )
         prefix_P = plant(text_T[: P - sum(map(len, planted))], planted, rng)
@@ -203,6 +208,94 @@ class CueWriter:
         statement = self.encode(f" The number that opens {thing} is {answer}.")
         question = self.encode(f"\nWhich number opens {thing}?")
         return statement, question, self.encode(f" {answer}")
+
+
+Writer = Callable[[CueWriter, Terminal, Ints, np.random.Generator], Content]
+"""Makes prefix and terminals of a row out of a stretch of text; a cue of a package is one too."""
+
+
+@dataclass(frozen=True)
+class Cue:
+    """How terminals with a cue are written.
+
+    what   in a few words
+    needs  settings of a terminal that it can't be without
+    """
+
+    what: str
+    write: Writer
+    needs: tuple[str, ...] = ()
+
+
+def worded(words: Callable[[CueWriter, Terminal, np.random.Generator], Ints]) -> Writer:
+    """A cue of words alone: behind the text, once for each anchor; all words are trained."""
+
+    def write(
+        writer: CueWriter, terminal: Terminal, text_T: Ints, rng: np.random.Generator
+    ) -> Content:
+        parts = [words(writer, terminal, rng) for _ in range(terminal.anchors)]
+        return _behind(text_T[: prefix_length(len(text_T), sum(map(len, parts)))], parts, terminal)
+
+    return write
+
+
+def fixed(sentence: str) -> Cue:
+    """A cue that is the same sentence in every row."""
+    return Cue(f"“{sentence}”", worded(lambda writer, *_: writer.encode(sentence)))
+
+
+def _end_of_turn(writer: CueWriter, *_: Any) -> Ints:
+    return np.array([writer.end_of_turn()], dtype=np.int64)
+
+
+def _text(writer: CueWriter, terminal: Terminal, _: np.random.Generator) -> Ints:
+    return writer.encode(terminal.text or "")
+
+
+def _of_pool(writer: CueWriter, terminal: Terminal, rng: np.random.Generator) -> Ints:
+    return writer.encode(terminal.pool[int(rng.integers(len(terminal.pool)))])
+
+
+def _continuation(
+    writer: CueWriter,  # noqa: ARG001
+    terminal: Terminal,
+    text_T: Ints,
+    rng: np.random.Generator,  # noqa: ARG001
+) -> Content:
+    P = prefix_length(len(text_T), terminal.tokens * terminal.anchors)
+    return _behind(text_T[:P], np.split(text_T[P:], terminal.anchors), terminal)
+
+
+CUES: dict[str, Cue] = {
+    "ep1": fixed(EP1),
+    "ep2": Cue("the tokenizer's end-of-turn token", worded(_end_of_turn)),
+    "ep3": fixed(EP3),
+    "text": Cue("the words of `terminal.text`", worded(_text), ("text",)),
+    "pool": Cue("one of `terminal.pool`, drawn for each row", worded(_of_pool), ("pool",)),
+    "recall": Cue("questions about the prefix, and their answers", CueWriter.recall),
+    "continuation": Cue("the text's next `terminal.tokens` tokens", _continuation),
+}
+"""What `rows.kinds.terminal.cue` may name."""
+
+
+def prefix_length(row_tokens: int, terminal_tokens: int, least: int = 1) -> int:
+    """Tokens P of the prefix beside its terminals. Raises RecipeError where it has too few."""
+    P = row_tokens - terminal_tokens
+    if least > P:
+        raise RecipeError(
+            f"rows of {row_tokens} tokens leave {max(P, 0)} for the prefix beside terminals "
+            f"of {terminal_tokens}, and it needs {least}: raise rows.tokens to "
+            f"{terminal_tokens + least} or shorten the cue"
+        )
+    return P
+
+
+def _behind(prefix_P: Ints, parts: list[Ints], terminal: Terminal) -> Content:
+    """A prefix with terminals of which every token is trained."""
+    return Content(
+        prefix_P,
+        [Segment(part, np.full(len(part), terminal.weight, np.float32)) for part in parts],
+    )
 
 
 def _terminal_tokens(facts: list[list[Fact]], spans: list[list[Span]], marks: int) -> int:

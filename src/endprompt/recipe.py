@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from endprompt import plugins, positions, rope, yaml_text
+from endprompt import cues, plugins, positions, rope, yaml_text
 from endprompt.errors import RecipeError, nearest
 from endprompt.rope import Base
 
@@ -29,15 +29,12 @@ Count = Annotated[int, Field(gt=0)]
 Span = tuple[Count, Count]
 
 
-CUES = ("ep1", "ep2", "ep3", "text", "pool", "recall", "continuation")
-
-
 def _scaling(name: str) -> str:
     return plugins.known("endprompt.scaling", name, ("none", *rope.RULES))
 
 
 def _cue(name: str) -> str:
-    return plugins.known("endprompt.cue", name, CUES)
+    return plugins.known("endprompt.cue", name, tuple(cues.CUES))
 
 
 def _layout(name: str) -> str:
@@ -176,10 +173,10 @@ class Terminal(Settings):
 
     @model_validator(mode="after")
     def _cue_has_words(self) -> Self:
-        if self.cue == "text" and not self.text:
-            raise ValueError("cue 'text' needs terminal.text")
-        if self.cue == "pool" and not self.pool:
-            raise ValueError("cue 'pool' needs terminal.pool, a list of texts")
+        needs = cues.CUES[self.cue].needs if self.cue in cues.CUES else ()
+        for key in needs:
+            if not getattr(self, key):
+                raise ValueError(f"cue {self.cue!r} needs terminal.{key}")
         if self.anchors > 1 and self.place not in positions.SEVERAL:
             places = ", ".join(map(repr, positions.SEVERAL))
             raise ValueError(f"{self.anchors} anchors need one of the places {places}")

@@ -9,7 +9,7 @@ import pytest
 from endprompt import recipe as recipes
 from endprompt import theory
 from endprompt.analysis import coverage
-from endprompt.cues import FIXED
+from endprompt.cues import EP1
 
 WINDOW, TARGET = 1024, 4096
 
@@ -23,7 +23,7 @@ def summary(name: str, count: int = 24) -> dict[str, Any]:
 
 def test_the_papers_rows_train_what_the_paper_says() -> None:
     found = summary("endprompt")
-    terminal = len(coverage.StandInTokenizer()(FIXED["ep1"])["input_ids"])
+    terminal = len(coverage.StandInTokenizer()(EP1)["input_ids"])
     exact = theory.anchored(WINDOW - terminal, terminal, target=TARGET)
     assert found["distances"] == sum(last - first + 1 for first, last in exact.observed) - 1
     assert found["longest"] == TARGET - 1

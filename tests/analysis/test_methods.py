@@ -13,6 +13,7 @@ import pytest
 from endprompt import recipe as recipes
 from endprompt.analysis import coverage, methods
 from endprompt.cost import flops
+from endprompt.cues import CUES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -115,3 +116,5 @@ def test_page_in_the_docs_is_not_stale() -> None:
         recipe = recipes.load(name)
         assert f"| `{name}` | {recipe.summary} |" in page
         assert f"- **`{name}`** follows {recipe.source}." in page
+    for name, cue in CUES.items():
+        assert f"| `{name}` | {cue.what} |" in page

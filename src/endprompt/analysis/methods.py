@@ -15,6 +15,7 @@ from endprompt import theory
 from endprompt.analysis import coverage
 from endprompt.cost import flops
 from endprompt.cost.flops import LLAMA_3_8B
+from endprompt.cues import CUES
 from endprompt.recipe import Recipe
 
 MOST_INTERVALS = 3
@@ -103,7 +104,12 @@ by some tokens from those of a real one.
         + "\n"
         for line in lines
     )
-    return f"{head}{body}\n## Sources\n\n{sources}"
+    cues = "".join(f"| `{name}` | {cue.what} |\n" for name, cue in CUES.items())
+    return (
+        f"{head}{body}\n## Cues\n\nWhat `rows.kinds.terminal.cue` may name, beside cues of "
+        f"installed packages:\n\n| cue | terminal |\n| --- | --- |\n{cues}"
+        f"\n## Sources\n\n{sources}"
+    )
 
 
 def written(intervals: list[tuple[int, int]]) -> str:
