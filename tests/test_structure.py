@@ -22,7 +22,7 @@ ROOMS = {
     "data": "io models",
     "train": "io models cost data",
     "eval": "io models data",
-    "analysis": "io models cost data train",
+    "analysis": "io models cost data train report",
     "report": "io",
     "export": "io models eval report",
     "chat": "io models eval",
