@@ -9,6 +9,7 @@ import numpy as np
 
 from endprompt import distances, stats
 from endprompt import record as files_of
+from endprompt.data import describe
 from endprompt.io import records
 from endprompt.recipe import Recipe
 
@@ -134,17 +135,15 @@ def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, A
 def in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:
     """The row that reaches farthest, those with a terminal first, piece by piece."""
     row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
-    cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
-    parts = np.split(np.arange(len(row.tokens_T)), cuts)
-    ends = [(int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])) for part in parts]
+    sections = describe.sections(row)
     return {
         "segments": [
             {
-                "kind": "terminal" if row.segments_T[part[0]] else "prefix",
-                "text": tokenizer.decode(row.tokens_T[part]),
-                "positions": [first, last],
+                "kind": section.kind,
+                "text": tokenizer.decode(row.tokens_T[section.start : section.stop]),
+                "positions": [section.first, section.last],
             }
-            for part, (first, last) in zip(parts, ends, strict=True)
+            for section in sections
         ],
-        "positions": [[first, last + 1] for first, last in ends],
+        "positions": [[section.first, section.last + 1] for section in sections],
     }
