@@ -12,7 +12,7 @@ UNTAUGHT = {"untaught/": "right", "untaught-loss/": "nll"}
 
 
 def of_window(window: Window) -> dict[tuple[str, int], Answers]:
-    """Losses, needles (nats per token, digit accuracy, exact match) and recall of a window check."""
+    """Losses, needles (nats per token, digit accuracy, exact match), recall of a window check."""
     answers: dict[tuple[str, int], Answers] = {}
     for length in window.lengths:
         needles = [needle for needle in window.needles if needle.length == length]

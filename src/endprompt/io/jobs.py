@@ -51,7 +51,7 @@ class Job:
     takes: int = 1
     """Of what jobs run on side by side: GPUs, or shares of a CPU."""
     begins: bool = True
-    """False: it goes on with what another job began, even when the budget is spent."""
+    """False: it continues what another job began, even when the budget is spent."""
 
     @property
     def line(self) -> str:
@@ -118,29 +118,29 @@ def schedule(
     What stands first is started first. Raises what the first failure raises; what runs then is
     stopped.
     """
-    assert all(1 <= each.takes <= at_once for each in work)
-    waiting = [each for each in work if not each.done]
-    done = {each.name for each in work if each.done}
+    assert all(1 <= job.takes <= at_once for job in work)
+    waiting = [job for job in work if not job.done]
+    done = {job.name for job in work if job.done}
     running: dict[str, tuple[W, Running, list[int], float]] = {}
     free = list(range(at_once))
     began = time.perf_counter()
     try:
         while True:
             spent = budget_seconds is not None and time.perf_counter() - began >= budget_seconds
-            for each in [each for each in waiting if not (spent and each.begins)]:
-                if each.takes <= len(free) and set(each.needs) <= done:
-                    waiting.remove(each)
-                    places, free = free[: each.takes], free[each.takes :]
-                    running[each.name] = each, start(each, places), places, time.perf_counter()
+            for job in [job for job in waiting if not (spent and job.begins)]:
+                if job.takes <= len(free) and set(job.needs) <= done:
+                    waiting.remove(job)
+                    places, free = free[: job.takes], free[job.takes :]
+                    running[job.name] = job, start(job, places), places, time.perf_counter()
             if not running:
                 return
             time.sleep(POLL_SECONDS)
-            for name, (each, started, places, since) in list(running.items()):
+            for name, (job, started, places, since) in list(running.items()):
                 if started.ended():
                     del running[name]
                     free = sorted([*free, *places])
                     done.add(name)
-                    yield each, time.perf_counter() - since
+                    yield job, time.perf_counter() - since
     finally:
         for _, started, _, _ in running.values():
             started.stop()

@@ -207,19 +207,22 @@ class Model(Results):
         at_once = min(AT_ONCE, cores)
         work = {self._name(unit): (unit, self.commands(unit)) for unit in todo}
         name_of = {job.name: name for name, (_, its) in work.items() for job in its}
+        missing = {
+            name: {job.name for job in its if not job.done} for name, (_, its) in work.items()
+        }
         seconds = dict.fromkeys(work, 0.0)
         tally = Tally(["unit"] * len(todo), at_once, tell)
 
-        def keep(name: str) -> bool:
-            unit, its = work[name]
-            if whole := all(job.done for job in its):
-                self._keep(unit)
+        def keep_whole(name: str) -> None:
+            if not missing[name]:
+                self._keep(work[name][0])
                 tally.finished("unit", seconds[name], name)
-            return whole
 
-        waiting = [name for name in work if not keep(name)]  # some were killed before they were
+        todo_jobs = [job for name, (_, its) in work.items() if missing[name] for job in its]
+        for name in work:  # one may have been killed before it was kept
+            keep_whole(name)
         started = jobs.schedule(
-            [job for name in waiting for job in work[name][1]],
+            todo_jobs,
             jobs.starter(
                 self._out / "jobs", threads=max(1, cores // at_once), watch=watch, lock=lock
             ),
@@ -229,8 +232,10 @@ class Model(Results):
         with closing(started):
             for job, took in started:
                 watch(job, None)
-                seconds[name_of[job.name]] += took
-                keep(name_of[job.name])
+                name = name_of[job.name]
+                seconds[name] += took
+                missing[name].remove(job.name)
+                keep_whole(name)
 
     def commands(self, unit: Unit) -> list[jobs.Job]:
         """Training of a unit and its evaluations; the recipe's file is written."""
