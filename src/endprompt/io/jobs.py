@@ -162,7 +162,7 @@ def run(
 
     at_once  jobs side by side, of those that take one place; others take several
     The rest is that of `starter`. Raises JobError with the message of the first job that fails; the
-    others are stopped and go on the next time.
+    others are stopped and resume the next time.
     """
     for job in jobs:
         if job.done:
