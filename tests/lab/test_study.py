@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from endprompt.compare.progress import State
@@ -97,30 +92,6 @@ def test_a_study_goes_on_where_it_was(
     assert {p: p.stat().st_mtime_ns for p in others} == others
     for key in ("answers", "loss", "curve", "gradient", "recipe", "flops"):
         assert after[key] == before[key]
-
-
-def test_workers_end_with_a_study_that_is_killed() -> None:
-    program = """
-import multiprocessing, concurrent.futures, os, time
-from endprompt.io import workers
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, workers.become_worker) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
-"""
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(program)
-        file.flush()
-        with subprocess.Popen([sys.executable, file.name], stdout=subprocess.PIPE) as parent:
-            assert parent.stdout is not None
-            worker = int(parent.stdout.readline())
-            parent.kill()
-    for _ in range(100):
-        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie":
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"worker {worker} outlives its study")
 
 
 def test_a_budget_that_is_spent_begins_nothing(toy: Study, tmp_path: Path) -> None:
