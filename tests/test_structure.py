@@ -22,15 +22,16 @@ ROOMS = {
     "data": "io models",
     "train": "io models cost data",
     "eval": "io models data",
-    "analysis": "io models cost data train",
-    "report": "io",
+    "compare": "io",
+    "report": "io compare",
+    "analysis": "io models cost data train report",
     "export": "io models eval report",
     "chat": "io models eval",
     "sft": "io models cost data train export",
     "trainers": "io models cost data train",
-    "extension": "io models cost data train eval analysis report",
-    "lab": "io models cost data train eval analysis report",
-    "study": "io models cost data train eval analysis report extension lab",
+    "extension": "io models cost data train eval analysis compare report",
+    "lab": "io models cost data train eval analysis compare report",
+    "study": "io models cost data train eval analysis compare report extension lab",
 }
 """What each room may import, beside the root. `cli` may import everything."""
 ROOT_MODULES = (

@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from endprompt import cues, stats
+from endprompt import cues
 from endprompt.data.rows import RowSource
 from endprompt.io import files
 from endprompt.lab import arms, study, summary
@@ -105,10 +105,10 @@ def table(results: list[dict[str, Any]]) -> str:
         for one in group.arms:
             if not one.trained:
                 continue
-            right = stats.of_bases(one.scores(group.target)).mean
+            right = one.scores(group.target).estimate.mean
             gaps = [
                 "" if other is None or other.name == one.name
-                else summary.written(summary.between(one, other, group.target))
+                else str(summary.between(one, other, group.target))
                 for other in (own, pose)
             ]  # fmt: skip
             loss_ = one.loss(group.target).mean()

@@ -105,6 +105,7 @@ class Window(Record):
     texts: list[str]
     seconds: Amount = 0.0
     peak_memory_bytes: Count = 0
+    computation: Json | None = None
     losses: list[Nats]
     curve: list[Bin]
     needles: list[Needle]

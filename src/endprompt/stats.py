@@ -46,6 +46,12 @@ class Estimate:
             return 0
         return 1 if self.low > 0 else -1
 
+    @property
+    def significance(self) -> Significance:
+        """Of a difference: better or worse only where the interval excludes zero."""
+        words: dict[int, Significance] = {1: "better", -1: "worse", 0: "not significant"}
+        return words[self.sign]
+
 
 def of_values(values: Sequence[float] | Floats) -> Estimate:
     """Mean of one run's values, float[N], N at least 1; no interval for fewer than `FEWEST`.

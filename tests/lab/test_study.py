@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from endprompt.compare.progress import State
 from endprompt.errors import OutputError
 from endprompt.lab import model as bases
 from endprompt.lab import page
 from endprompt.lab import study as studies
-from endprompt.lab.study import State, Study
+from endprompt.lab.study import Study
 
 
 @pytest.fixture(scope="session")
 def done(toy: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[State]]:
     out, cache = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("cache")
     told: list[State] = []
-    studies.run(toy, out, cache, workers=2, progress=told.append)
+    studies.run(toy, out, cache, at_once=2, progress=told.append)
     return out, cache, told
 
 
@@ -77,7 +73,7 @@ def test_results_of_another_base_are_not_taken_for_those_of_the_one_that_is_kept
     (base / "model.safetensors").write_bytes(weights)
     assert {arm.seed for arm in arms if not toy.is_done(arm, out, cache)} == {100}
     with pytest.raises(OutputError, match=r"changed after it was made \(model.safetensors\)"):
-        studies.run(toy, out, cache, workers=1)
+        studies.run(toy, out, cache, at_once=1)
 
 
 def test_a_study_goes_on_where_it_was(
@@ -90,7 +86,7 @@ def test_a_study_goes_on_where_it_was(
     others = {p: p.stat().st_mtime_ns for p in out.rglob("*.json") if p != path}
     path.unlink()
     told: list[State] = []
-    studies.run(toy, out, cache, workers=1, progress=told.append)
+    studies.run(toy, out, cache, at_once=1, progress=told.append)
     after = json.loads(path.read_text())
     assert [state.total for state in told] == [1]
     assert {p: p.stat().st_mtime_ns for p in others} == others
@@ -98,32 +94,8 @@ def test_a_study_goes_on_where_it_was(
         assert after[key] == before[key]
 
 
-def test_workers_end_with_a_study_that_is_killed() -> None:
-    program = """
-import multiprocessing, concurrent.futures, os, time
-from endprompt.lab import study
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, study._become_worker) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(60)
-"""
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(program)
-        file.flush()
-        with subprocess.Popen([sys.executable, file.name], stdout=subprocess.PIPE) as parent:
-            assert parent.stdout is not None
-            worker = int(parent.stdout.readline())
-            parent.kill()
-    for _ in range(100):
-        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie":
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"worker {worker} outlives its study")
-
-
 def test_a_budget_that_is_spent_begins_nothing(toy: Study, tmp_path: Path) -> None:
-    assert studies.run(toy, tmp_path, tmp_path / "cache", workers=1, budget_seconds=0) == []
+    assert studies.run(toy, tmp_path, tmp_path / "cache", at_once=1, budget_seconds=0) == []
 
 
 def test_changed_settings_have_results_of_their_own(toy: Study, tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from endprompt.compare.results import Scores
 from endprompt.study.definition import Arm, Measure, Study
-from endprompt.study.numbers import Place, Values
+from endprompt.study.numbers import Place, Results, Values
 
 
-class Planted:
+class Planted(Results):
     """Results that were made up: arm to share of right answers, by place."""
 
     def __init__(self, shares: dict[str, dict[Place, float]], *, one_model: bool = False) -> None:
-        self.shares, self.one_model = shares, one_model
+        self.shares, self._one_model = shares, one_model
+
+    @property
+    def one_model(self) -> bool:
+        return self._one_model
 
     def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
         rng = np.random.default_rng(1)
@@ -22,7 +27,7 @@ class Planted:
         found: Values = {}
         for place, share in self.shares.get(arm.recipe, {}).items():
             drawn = {base: [100.0 * (rng.random(200) < share)] for base in bases}
-            found[place] = drawn
+            found[place] = Scores(drawn, self.one_model)
         return found
 
     def why_absent(self, measure: Measure) -> str | None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from planted import Planted, study
 
+from endprompt.compare.results import Scores
 from endprompt.stats import Estimate
 from endprompt.study import compare
 from endprompt.study.definition import Arm, Measure, Study
-from endprompt.study.numbers import Values, mean_of
+from endprompt.study.numbers import Values
 
 
 @pytest.mark.parametrize("one_model", [False, True])
@@ -59,7 +60,7 @@ def test_costs_are_multiples_of_the_main_arm_base_by_base() -> None:
         def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
             times = {"pose": 1.0, "short": 3.0}.get(arm.recipe)
             return {} if times is None else {
-                "target": {base: [np.array([times * (base + 1)])] for base in range(3)}
+                "target": Scores({base: [np.array([times * (base + 1)])] for base in range(3)})
             }  # fmt: skip
 
     cost = {"name": "m", "table": "x", "benchmark": "seconds", "source": "figure 4",
@@ -71,5 +72,6 @@ def test_costs_are_multiples_of_the_main_arm_base_by_base() -> None:
 
 
 def test_a_handful_of_samples_of_one_model_has_no_interval() -> None:
-    assert mean_of([[np.array([1.0, 0.0])]], one_model=True) == Estimate(0.5, None, None)
+    scores = Scores({0: [np.array([1.0, 0.0])]}, one_model=True)
+    assert scores.estimate == Estimate(0.5, None, None)
     assert compare.word(1.0, Estimate(0.5, None, None)) == compare.UNDECIDED

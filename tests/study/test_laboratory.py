@@ -49,13 +49,13 @@ def test_runs_are_shared_between_studies_and_done_once(
     lab, studies = laboratory
     # base, base scaled, pose, short, short with twice the tokens
     assert len(lab.todo()) == 5
-    lab.run(workers=1)
+    lab.run(at_once=1)
     assert lab.todo() == []
     before = {path: path.stat().st_mtime_ns for path in lab._runs.rglob("*.json")}
-    lab.run(workers=1)
+    lab.run(at_once=1)
     assert before == {path: path.stat().st_mtime_ns for path in lab._runs.rglob("*.json")}
-    once, twice = (lab.results(study.arms["b"])[0] for study in studies)
-    assert twice["tokens"] == 2 * once["tokens"]
+    once, twice = (lab.results(study, study.arms["b"])[0] for study in studies)
+    assert twice.tokens == 2 * once.tokens
 
     found = compare.everything(studies, "lab", lab, missing=0, seeds=1, command="again")
     paths = page.write(found, tmp_path)

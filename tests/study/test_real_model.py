@@ -131,8 +131,8 @@ def test_values_are_paired_by_question_and_read_by_quarter(finished: Model, book
     assert finished.one_model
     for measure in (loss, far, facts):
         (place,) = measure.at
-        one = finished.values(study, pose, measure)[place][0]
-        other = finished.values(study, base, measure)[place][0]
+        one = finished.values(study, pose, measure)[place].bases[0]
+        other = finished.values(study, base, measure)[place].bases[0]
         assert [len(group) for group in one] == [len(group) for group in other]
         assert all(np.isfinite(group).all() for group in one)
     assert "target" in finished.values(study, pose, time)

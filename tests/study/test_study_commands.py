@@ -95,8 +95,8 @@ def test_scores_are_read_by_task_and_length(tmp_path: Path) -> None:
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
     found = made.values(study, arm, study.measures[0])
     assert set(found) == {0.5, "target"}
-    assert len(found["target"][0]) == len(TASKS)
-    assert np.mean(found[0.5][0]) == 25.0
+    assert len(found["target"].bases[0]) == len(TASKS)
+    assert np.mean(found[0.5].bases[0]) == 25.0
     assert made.values(study, study.arms["ep2"], study.measures[0]) == {}
 
 
@@ -108,7 +108,7 @@ def test_cost_is_read_from_the_training_s_record(tmp_path: Path) -> None:
     record = {"seconds": 20.0, "flops": 4e3, "tokens": 10, "peak_memory_bytes": 5 * 10**9}
     record |= {"recipe": {}, "target": 64, "curve": [], "resumed_at": []}
     (run_folder / "train.json").write_text(json.dumps(record))
-    read = [float(made.values(study, arm, one)["target"][0][0][0]) for one in study.measures]
+    read = [float(made.values(study, arm, one)["target"].bases[0][0][0]) for one in study.measures]
     assert read == [2.0, 400.0, 5.0]
 
 

@@ -8,12 +8,13 @@ sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from endprompt import recipe as recipes
 from endprompt import theory
 from endprompt.cues import SENTENCE_ENDS, CueWriter
 from endprompt.data.rows import Row, RowSource
@@ -66,6 +67,35 @@ def summary(
         "longest": int(seen.max(initial=0)),
         "intervals": [[first, last, pairs / len(rows)] for first, last, pairs in intervals],
     }
+
+
+def of_recipe(
+    name: str, *, window: int, target: int, row_tokens: int | None = None, rows: int = 64
+) -> dict[str, Any]:
+    """The `summary` of a recipe by its name or file, on rows over a stand-in text.
+
+    row_tokens  tokens of a row, but of one as long as the target; None: the recipe's
+    """
+    recipe = recipes.load(name)
+    if row_tokens is not None and recipe.rows.tokens != "target":
+        recipe = recipe.replace({"rows.tokens": row_tokens})
+    recipe = recipe.resolve(window=window, target=target, gpu=True)
+    drawn = drawn_rows(recipe, recipe.amounts.row_tokens, target=target, count=rows)
+    return summary(name, recipe.name, recipe, drawn, target=target)
+
+
+def first_gap(intervals: Iterable[Sequence[float]], target: int) -> tuple[int, int] | None:
+    """The first stretch of distances 1 .. target-1 that no row has; `intervals` of a `summary`.
+
+    >>> first_gap([[1, 9, 2.0], [20, 31, 1.0]], 32)
+    (10, 19)
+    """
+    expected = 1
+    for first, last, _ in intervals:
+        if first > expected:
+            return expected, int(first) - 1
+        expected = int(last) + 1
+    return None if expected >= target else (expected, target - 1)
 
 
 def seen_together(positions_T: Ints, recipe: Recipe) -> list[Ints]:

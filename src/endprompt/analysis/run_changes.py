@@ -39,6 +39,11 @@ class TrainedRun:
     curve: list[dict[str, Any]]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a finished run of `endprompt extend`."""
+    return (folder / "run.json").is_file() and (folder / "arms").is_dir()
+
+
 def read(folder: Path, tokens: int) -> TrainedRun:
     """A run's folder, checked: it trained something, and a row of `tokens` can have a jump.
 

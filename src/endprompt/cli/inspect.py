@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from endprompt.report.figures import Drawing
     from endprompt.report.tables import Table
 
 SHADES = " ░▒▓█"
-SINK = 4
-"""First tokens that the tables of attention leave out: idle heads rest theirs there."""
 
 
 def register(app: typer.Typer) -> None:
@@ -71,17 +70,18 @@ def register(app: typer.Typer) -> None:
             endprompt inspect runs/demo --out what-training-did
         """
         from endprompt import units
-        from endprompt.cli import inspect_run
+        from endprompt.analysis.run_changes import is_run
         from endprompt.cli.console import Console
         from endprompt.io import claims
+        from endprompt.report.tables import Table
 
         console = Console()
         target, old = units.tokens(to), units.tokens(window)
         named = what or ["endprompt", "pose", "short"]
         models = [name for name in named if (Path(name) / "config.json").is_file()]
-        runs = [name for name in named if inspect_run.is_run(name)]
+        runs = [name for name in named if is_run(Path(name))]
         recipes = [name for name in named if name not in (*models, *runs)]
-        files: list[Table] = []
+        seen: list[Table | Drawing] = []
         with (
             nullcontext()
             if out is None
@@ -89,47 +89,30 @@ def register(app: typer.Typer) -> None:
         ) as folder:
             if recipes:
                 size = units.tokens(row_tokens) if row_tokens else None
-                files += _recipes(console, recipes, old, target, size, rows, folder)
+                seen += _recipes(console, recipes, old, target, size, rows)
             for model in models:
-                files += _model(console, model, target, text, tokens, pairs)
+                seen += _model(console, model, target, text, tokens, pairs)
             for run in runs:
-                tables, drawings = inspect_run.look(console, Path(run), text, tokens, SINK)
-                for table in tables:
-                    _show(console, table)
-                if folder is not None:
-                    for drawing in drawings:
-                        drawing.write(folder)
-                files += tables
+                seen += _run(console, Path(run), text, tokens)
             if folder is not None:
-                for table in files:
-                    table.write(folder)
+                for shown in seen:
+                    shown.write(folder)
         if out is not None:
-            console.print(f"{out}: {len(files)} tables as CSV and Markdown", markup=False)
+            tables = sum(isinstance(shown, Table) for shown in seen)
+            console.print(f"{out}: {tables} tables as CSV and Markdown", markup=False)
 
 
 def _recipes(
-    console: Any,
-    names: list[str],
-    window: int,
-    target: int,
-    row_tokens: int | None,
-    count: int,
-    out: Path | None,
-) -> list[Table]:
-    from endprompt import recipe as recipes
+    console: Any, names: list[str], window: int, target: int, row_tokens: int | None, count: int
+) -> list[Table | Drawing]:
     from endprompt import theory
-    from endprompt.analysis import coverage
+    from endprompt.analysis import coverage, tables
     from endprompt.report.figures import coverage as draw
-    from endprompt.report.tables import Cell, Table
 
-    summaries = []
-    for name in names:
-        recipe = recipes.load(name)
-        if row_tokens is not None and recipe.rows.tokens != "target":
-            recipe = recipe.replace({"rows.tokens": row_tokens})
-        recipe = recipe.resolve(window=window, target=target, gpu=True)
-        sampled = coverage.drawn_rows(recipe, recipe.amounts.row_tokens, target=target, count=count)
-        summaries.append(coverage.summary(name, recipe.name, recipe, sampled, target=target))
+    summaries = [
+        coverage.of_recipe(name, window=window, target=target, row_tokens=row_tokens, rows=count)
+        for name in names
+    ]
     console.print(
         f"Distances in 1 .. {target - 1:,}, counted on {count} rows; old window {window:,}.",
         highlight=False,
@@ -138,49 +121,79 @@ def _recipes(
         "Darker: more pairs at each distance; blank: no row has that distance.",
         highlight=False,
     )
-    columns = ("recipe", "distances trained", "longest", "pairs beyond the window", "first gap")
-    rows = []
-    for summary in summaries:
-        beyond = sum(pairs for first, _, pairs in summary["intervals"] if first >= window)
-        whole = sum(pairs for *_, pairs in summary["intervals"])
-        rows.append(
-            (
-                Cell(summary["name"]),
-                Cell(f"{summary['distances'] / (target - 1):.1%}", value=summary["distances"]),
-                Cell(f"{summary['longest']:,}", value=summary["longest"]),
-                Cell(f"{beyond / whole:.2%}" if whole else "0%", value=beyond),
-                Cell(_first_gap(summary["intervals"], target)),
-            )
-        )
-    table = Table("coverage", "Distances that rows train", columns, tuple(rows))
     width = max(len(summary["name"]) for summary in summaries)
     edges = [0, *theory.octaves(target, parts=4), target]
     console.print(f"{'':{width}}  {_axis(edges)}", highlight=False)
     for summary in summaries:
         bar = _shaded(summary["intervals"], edges)
         console.print(f"{summary['name']:{width}}  {bar}", markup=False, highlight=False)
+    table = tables.coverage(summaries, window=window, target=target)
     _show(console, table)
-    if out is not None:
-        drawing = draw(
-            {
-                "target": target,
-                "model": {"window_tokens": window},
-                "coverage": {"recipes": [summary for summary in summaries if summary["intervals"]]},
-            }
+    drawing = draw(
+        {
+            "target": target,
+            "model": {"window_tokens": window},
+            "coverage": {"recipes": [summary for summary in summaries if summary["intervals"]]},
+        }
+    )
+    return [table] if drawing is None else [table, drawing]
+
+
+def _model(
+    console: Any, path: str, target: int, text: Path | None, tokens: int, pairs: int
+) -> list[Table]:
+    from endprompt.analysis import model_attention, tables
+    from endprompt.io.silence import silence_libraries
+
+    silence_libraries()
+    console.print(f"{path}: reading {tokens:,} tokens", markup=False, highlight=False)
+    seen = model_attention.of_model(path, target=target, text=text, tokens=tokens, pairs=pairs)
+    name = Path(path).name
+    listed = [tables.reach(seen.reach, name), tables.far_heads(seen.reach, seen.tokens // 2, name)]
+    _show(console, listed[1])
+    if seen.heads:
+        console.print(
+            f"gap of the paper's rows: distances {seen.gap[0]:,} to {seen.gap[1]:,}",
+            highlight=False,
         )
-        if drawing is not None:
-            drawing.write(out)
-    return [table]
+        listed += [
+            tables.by_scaling(seen.heads, seen.base, target, name),
+            tables.by_head(seen.heads, name),
+        ]
+        _show(console, listed[2])
+        _show(console, listed[3], rows=12)
+    else:
+        console.print("the model is scaled already: give its base for the table of bounds")
+    return listed
 
 
-def _first_gap(intervals: list[list[float]], target: int) -> str:
-    """The first stretch of distances that no row has."""
-    expected = 1
-    for first, last, _ in intervals:
-        if first > expected:
-            return f"{expected:,} to {int(first) - 1:,}"
-        expected = int(last) + 1
-    return "none" if expected >= target else f"{expected:,} to {target - 1:,}"
+def _run(console: Any, folder: Path, text: Path | None, tokens: int) -> list[Table | Drawing]:
+    from endprompt.analysis import run_changes, tables
+    from endprompt.io.silence import silence_libraries
+    from endprompt.report.figures import terminal_over_training
+
+    silence_libraries()
+    run = run_changes.read(folder, tokens)
+    console.print(
+        f"{folder}: {tokens:,} tokens, the second half at the far end of {run.target:,} positions",
+        markup=False,
+        highlight=False,
+    )
+    name = folder.resolve().name
+    reaches = run_changes.reaches(run, text, tokens, tables.SINK)
+    shown = [tables.before_and_after(*reaches, name), tables.farthest_after(*reaches, name)]
+    drawings: list[Drawing] = []
+    signals = run_changes.signals(run)
+    if signals is None:
+        console.print("its rows have no terminal: no signal to follow", highlight=False)
+    else:
+        shown.append(tables.signal(*signals, name))
+        gradients = [signal.prefix_gradient for signal in signals]
+        drawing = terminal_over_training(run.curve, gradients, name)
+        drawings += [drawing] if drawing is not None else []
+    for table in shown:
+        _show(console, table)
+    return [*shown, *drawings]
 
 
 def _axis(edges: list[int]) -> str:
@@ -211,149 +224,6 @@ def _shaded(intervals: list[list[float]], edges: list[int]) -> str:
         shade = 0 if density == 0 else int(min(4, max(1, 2 + log10(density))))
         cells.append(SHADES[shade])
     return "".join(cells)
-
-
-def _model(
-    console: Any, path: str, target: int, text: Path | None, tokens: int, pairs: int
-) -> list[Table]:
-    import numpy as np
-
-    from endprompt import theory
-    from endprompt.analysis import attention
-    from endprompt.analysis.run_changes import text_ids
-    from endprompt.io.silence import silence_libraries
-    from endprompt.models import checkpoint as models
-
-    silence_libraries()
-    config = models.load_config(path)
-    ids = text_ids(path, text, tokens)
-    console.print(f"{path}: reading {len(ids):,} tokens", markup=False, highlight=False)
-    layers = attention.record(models.load(path, config), ids)
-    name = Path(path).name
-    edges = [0, *theory.octaves(len(ids), parts=1), len(ids)]
-    far = attention.reach(layers, np.arange(len(ids)), edges, skip=SINK)
-    tables = [_reach_table(far, name), _far_heads(far, len(ids) // 2, name)]
-    _show(console, tables[1])
-    family = models.family_of(path, config)
-    base = family.base
-    if base.parameters is None:
-        # Rows as long as the window, with a short terminal: the paper's gap.
-        row = theory.anchored(base.window - 20, 20, target=target)
-        gap = row.gap or (base.window, target - base.window)
-        scaled = sorted(i for kind in family.layers if kind.scaled for i in kind.indices)
-        contents = [
-            attention.unrotate(layers[i], np.arange(len(ids)), base.own, base) for i in scaled
-        ]
-        heads = attention.tightness(
-            contents, base, target=target, gap=gap, pairs=pairs, indices=scaled
-        )
-        console.print(
-            f"gap of the paper's rows: distances {gap[0]:,} to {gap[1]:,}", highlight=False
-        )
-        tables += [_by_scaling(heads, base, target, name), _by_head(heads, name)]
-        _show(console, tables[2])
-        _show(console, tables[3], rows=12)
-    else:
-        console.print("the model is scaled already: give its base for the table of bounds")
-    return tables
-
-
-def _reach_table(far: Any, name: str) -> Table:
-    from endprompt.report.tables import Cell, Table
-
-    heads = far.mass_LHE.mean(axis=1)
-    columns = ["layer", *(f"from {edge:,}" for edge in far.edges[:-1])]
-    rows = [
-        (
-            Cell(str(layer), value=layer),
-            *(Cell(f"{share:.4f}", value=float(share)) for share in shares),
-        )
-        for layer, shares in enumerate(heads)
-    ]
-    caption = f"Share of attention by distance, mean over heads, without the first {SINK} tokens"
-    return Table(f"attention_{name}", caption, tuple(columns), tuple(rows))
-
-
-def _far_heads(far: Any, beyond: int, name: str) -> Table:
-    from endprompt.report.tables import Cell, Table
-
-    edge = next(edge for edge in far.edges if edge >= beyond)
-    rows = [
-        (Cell(f"{layer}"), Cell(f"{head}"), Cell(f"{share:.3f}", value=share))
-        for layer, head, share in far.far_heads(edge)
-    ]
-    caption = f"Heads that look farthest: share from {edge:,} tokens on, first {SINK} left out"
-    return Table(f"far_heads_{name}", caption, ("layer", "head", "share"), tuple(rows))
-
-
-def _by_scaling(bounds: list[Any], base: Any, target: int, name: str) -> Table:
-    from statistics import fmean, median
-
-    from endprompt import rope
-    from endprompt.report.tables import Cell, Table
-
-    rows = []
-    for scaling in dict.fromkeys(bound.scaling for bound in bounds):
-        mine = [bound for bound in bounds if bound.scaling == scaling]
-        factor = rope.factor(base.window, target, rope.usual_headroom(scaling, base))
-        parameters = rope.parameters(base, scaling, factor)
-        w, _ = rope.inverse_frequencies(
-            parameters, base.rotary_size, length=target, window=base.window
-        )
-        tight = [bound.tightness for bound in mine]
-        rows.append(
-            (
-                Cell(scaling),
-                Cell(f"{w.max():.4g}", value=float(w.max())),
-                _number(fmean(bound.value for bound in mine)),
-                _number(fmean(bound.slope for bound in mine)),
-                _number(fmean(bound.bound for bound in mine)),
-                _number(median(tight)),
-                Cell(f"{min(tight):.3f} to {max(tight):.3f}"),
-                _number(median(bound.curvature_tightness for bound in mine)),
-                _number(median(bound.finer for bound in mine)),
-                Cell(f"{fmean(bound.carried for bound in mine):,.0f}"),
-            )
-        )
-    columns = (
-        "scaling", "W", "|S|", "|S'|", "bound", "tight", "range", "tight''", "finer", "carried",
-    )  # fmt: skip
-    caption = (
-        "Largest |S|, |S'| in logits and Bernstein's bound on |S'|; tight: |S'| over bound, "
-        "tight'': the same for S''; finer: sum a w over bound; carried: distances of the gap "
-        "that its two ends say anything of"
-    )
-    return Table(f"smoothness_{name}", caption, columns, tuple(rows))
-
-
-def _by_head(bounds: list[Any], name: str) -> Table:
-    from endprompt.report.tables import Cell, Table
-
-    scalings = list(dict.fromkeys(bound.scaling for bound in bounds))
-    heads = list(dict.fromkeys((bound.layer, bound.head) for bound in bounds))
-    by_place = {(bound.layer, bound.head, bound.scaling): bound for bound in bounds}
-    plain = scalings[0]
-    heads.sort(key=lambda at: -by_place[(*at, plain)].tightness)
-    columns = ("layer", "head", "sup|S|", *scalings)
-    rows = []
-    for layer, head in heads:
-        mine = [by_place[(layer, head, scaling)] for scaling in scalings]
-        rows.append(
-            (
-                Cell(str(layer), value=layer),
-                Cell(str(head), value=head),
-                _number(mine[0].value),
-                *(_number(bound.tightness) for bound in mine),
-            )
-        )
-    caption = "Tightness by head, sup|S'| over Bernstein's bound, tightest first"
-    return Table(f"tightness_{name}", caption, columns, tuple(rows))
-
-
-def _number(value: float) -> Any:
-    from endprompt.report.tables import Cell
-
-    return Cell(f"{value:.3f}", value=value)
 
 
 def _show(console: Any, table: Table, rows: int | None = None) -> None:

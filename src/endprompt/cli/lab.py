@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
         from endprompt.io import claims
         from endprompt.lab import arms as lab_arms
         from endprompt.lab import page as lab_page
-        from endprompt.lab.study import FIRST_SEED, State, Study, run
+        from endprompt.lab.study import FIRST_SEED, Study, run
         from endprompt.models import embedded
 
         named = _words(arms) or list(lab_arms.QUICK if quick else lab_arms.STANDARD)
@@ -104,21 +104,13 @@ def register(app: typer.Typer) -> None:
         ctx.with_resource(claims.output(out, "lab", reads=_words(arms))).claim({})
         console = Console()
 
-        def tell(state: State) -> None:
-            left = ""
-            if state.seconds_left is not None and state.done < state.total:
-                left = f", about {state.seconds_left / 60:.1f} min left"
-            console.print(
-                f"[{state.done}/{state.total}] {state.what}{left}", markup=False, highlight=False
-            )
-
         results = run(
             study,
             out,
             embedded.cache_folder() / "lab",
-            workers=workers or os.cpu_count() or 1,
+            at_once=workers or os.cpu_count() or 1,
             budget_seconds=units.seconds(budget) if budget else None,
-            progress=tell,
+            progress=lambda state: console.print(str(state), markup=False, highlight=False),
         )
         missing = sum(1 for _ in study.arms()) - len(results)
         if results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.cost import plan as plans
-    from endprompt.cost.flops import Decoder
 
 
 def register(app: typer.Typer) -> None:
@@ -68,93 +66,30 @@ def register(app: typer.Typer) -> None:
         from endprompt import recipe as recipes
         from endprompt import units
         from endprompt.cost import plan as plans
-        from endprompt.errors import RecipeError
         from endprompt.io import result_files
 
         result_files.require_replaceable(json, "plan", force=force)
         target = units.tokens(to)
-        sized = plans.SIZES.get(model) or _sized(model)
-        if target <= sized.window:
-            raise RecipeError(f"--to {target} is not above the window of {sized.window} tokens")
-        where = _this_machine(sized.decoder) if gpu == "auto" else plans.machine(gpu)
-        overrides = recipes.parse_overrides(settings)
-        names = methods.split(",") if methods else recipes.names()
-        chosen = [recipes.load(name.strip()).replace(overrides) for name in names]
-        if not methods:
-            chosen = [recipe for recipe in chosen if recipe.trained]
-        lines = []
-        for recipe in chosen:
-            if tokens and recipe.trained:
-                recipe = recipe.replace({"training.tokens": units.amount(tokens)})
-            lines.append(
-                plans.line(recipe, sized.decoder, where, window=sized.window, target=target)
-            )
+        sized = plans.sized(model, target=target)
+        if gpu == "auto":
+            from endprompt.train.calibration import this_machine
+
+            where = this_machine(sized.decoder)
+        else:
+            where = plans.machine(gpu)
+        lines = plans.lines(
+            sized,
+            where,
+            target=target,
+            methods=[name.strip() for name in methods.split(",")] if methods else None,
+            settings=recipes.parse_overrides(settings),
+            tokens=units.amount(tokens) if tokens else None,
+        )
         _show(lines, where, model, target, price)
         if json:
-            record = {
-                "kind": "plan",
-                "model": model,
-                "weights": sized.decoder.weights,
-                "target": target,
-                "devices": where.count,
-                "device_name": where.device.name,
-                "device_memory_bytes": where.device.memory_bytes,
-                "peak_flops_per_second": where.device.peak,
-                "utilisation": where.device.utilisation,
-                "attention_flops_per_second": where.device.attention,
-                "methods": [line.as_dict(price, where.count) for line in lines],
-            }
+            record = plans.record(lines, sized, where, model=model, target=target, price=price)
             result_files.write(json, "plan", record)
             echo(f"record  {json}")
-
-
-def _sized(model: str) -> plans.Sized:
-    """Sizes from a config, whose reading needs Transformers."""
-    from endprompt.cost import flops
-    from endprompt.cost import plan as plans
-    from endprompt.models import embedded
-    from endprompt.models.checkpoint import family_of, load_config
-
-    path = embedded.resolve(model)
-    config = load_config(path)
-    return plans.Sized(flops.read(config), family_of(path, config).base.window)
-
-
-def _this_machine(decoder: Decoder) -> plans.Machine:
-    """GPUs that torch sees, by their name; else the CPU, its matmuls and attention timed."""
-    import torch
-
-    from endprompt.cost import plan as plans
-    from endprompt.cost.memory import GIB
-    from endprompt.io import provenance
-    from endprompt.train import calibration
-
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        known = next(
-            (
-                device
-                for device in plans.DEVICES.values()
-                if device.name.split()[0] in properties.name
-                and abs(device.memory_bytes / properties.total_memory - 1) < 0.1
-            ),
-            None,
-        )
-        gpu = torch.device("cuda")
-        peak = known.peak if known else calibration.matmul_peak(gpu, bf16=True, times=20)
-        link = known.link if known else plans.DEVICES["rtx4090"].link
-        device = plans.Device(properties.name, properties.total_memory, peak, link)
-        return plans.Machine(device, torch.cuda.device_count())
-    machine = provenance.device()
-    peak = calibration.matmul_peak(torch.device("cpu"), bf16=False, times=60)
-    name = f"{machine['processor']}, {torch.get_num_threads()} threads"
-    return plans.cpu(
-        name,
-        memory_bytes=machine["memory_gib"] * GIB,
-        peak=peak,
-        attention=calibration.attention_speed(decoder.heads, decoder.head_size),
-        tokens=calibration.ATTENTION_TOKENS,
-    )
 
 
 def _show(
@@ -183,7 +118,7 @@ def _show(
     for head in ("row", "tokens", "FLOP", *heads, "hours", *(["money"] if paid else [])):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("proposed", no_wrap=True)
-    for names, line in _alike(lines):
+    for names, line in plans.alike(lines):
         memory = [
             f"{_gib(held.total)}{' ' if fits else '!'}"
             for (_, held, _), fits in zip(line.options, line.fits, strict=True)
@@ -205,30 +140,22 @@ def _show(
         markup=False,
         soft_wrap=True,
     )
-    for names, _ in _alike(lines):
+    for names, _ in plans.alike(lines):
         if len(names) > 1:
             line_below = f"{_counted(names)}: and {', '.join(names[1:])}"
             console.print(line_below, markup=False, soft_wrap=True)
-    for names, line in _alike(lines):
+    for names, line in plans.alike(lines):
         for note in line.notes:
             console.print(f"{_counted(names)}: {note}", markup=False, soft_wrap=True)
         if line.chosen is None:
-            line_below = f"{_counted(names)}: {_remedy(line)}"
+            line_below = f"{_counted(names)}: {plans.remedy(line)}"
             console.print(line_below, markup=False, soft_wrap=True)
-    console.print(_how(lines, where), markup=False, soft_wrap=True)
+    console.print(plans.launch(lines, where), markup=False, soft_wrap=True)
     if model == "llama-3-8b" and target == 65536 and device.name.startswith("A800"):
         console.print()
         console.print("The paper's figure 4 (8 x A800, 64K) beside this model's prediction:")
         for what, figure, predicted in plans.paper():
             console.print(f"  {what}: {figure:g}, predicted {predicted:.3g}", markup=False)
-
-
-def _alike(lines: list[plans.Line]) -> list[tuple[list[str], plans.Line]]:
-    """Methods whose costs are equal, under one of them."""
-    groups: dict[plans.Line, list[str]] = {}
-    for line in lines:
-        groups.setdefault(replace(line, method=""), []).append(line.method)
-    return [(names, replace(line, method=names[0])) for line, names in groups.items()]
 
 
 def _gib(size: float) -> str:
@@ -243,31 +170,3 @@ def _length(tokens: int) -> str:
 
 def _counted(names: list[str]) -> str:
     return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
-
-
-def _remedy(line: plans.Line) -> str:
-    if line.devices_needed:
-        return f"fits from {line.devices_needed} such devices on, sharded with checkpointing"
-    return (
-        f"one row of {line.row_tokens:,} tokens is too much for such a device whatever the number: "
-        f"shorter rows (a method that jumps), or each row cut over devices (endprompt accelerate "
-        f"fsdp2-cp)"
-    )
-
-
-def _how(lines: list[plans.Line], where: plans.Machine) -> str:
-    """The words that start the proposed settings of the first line that fits."""
-    for line in lines:
-        if line.chosen is not None:
-            settings = line.options[line.chosen][0]
-            words = f"endprompt train {line.method}"
-            words += f" --set training.gradient_checkpointing={str(settings.checkpointing).lower()}"
-            if settings.sharded:
-                words = (
-                    f'accelerate launch --config_file "$(endprompt accelerate fsdp2)" '
-                    f"--num_processes {where.count} -m {words}"
-                )
-            elif where.count > 1:
-                words = f"torchrun --nproc_per_node {min(where.count, 8)} -m {words}"
-            return f"as proposed: {words} ..."
-    return "nothing fits: see the lines above"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,6 @@ from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.cli.console import Console
-    from endprompt.data.rows import Row
     from endprompt.data.tokens import TokenDocuments
 
 SHOWN_CHARACTERS = 240
@@ -116,7 +115,7 @@ def prepare(
     from endprompt.data.mixture import Weighted, load_mixture
     from endprompt.data.prepare import Options
     from endprompt.data.prepare import prepare as run
-    from endprompt.data.prepared import open_documents
+    from endprompt.data.prepared import open_documents, push_to_hub
     from endprompt.data.sources import open_source
     from endprompt.models.tokenizer import load_tokenizer
 
@@ -143,7 +142,7 @@ def prepare(
     _summary(console, manifest, open_documents(out), loaded, row_tokens)
     console.print(f"written to {out}", markup=False)
     if push:
-        _push(out, push)
+        push_to_hub(out, push)
         console.print(f"pushed to {push} as a private data set", markup=False)
 
 
@@ -190,41 +189,43 @@ def show(
         endprompt prepare show data/ --row 7 --recipe recall-pose --target 128k
     """
     from endprompt.cli.console import Console
-    from endprompt.cues import CueWriter
-    from endprompt.data.manifest import load
-    from endprompt.data.prepared import open_documents
-    from endprompt.data.remote import local
-    from endprompt.data.rows import RowSource
-    from endprompt.models.tokenizer import load_tokenizer
+    from endprompt.data import describe
     from endprompt.recipe import load as load_recipe
 
-    folder = local(data)
-    chosen = load_recipe(recipe)
-    goal = units.tokens(target)
-    tokens = chosen.rows.tokens
-    if length is not None:
-        tokens = units.tokens(length)
-    elif not isinstance(tokens, int):
-        tokens = goal if tokens == "target" else 1024
-    loaded = load_tokenizer(tokenizer or load(folder)["tokenizer"]["name"])
-    documents = open_documents(folder, split=split, tokenizer=loaded)
-    source = RowSource(
-        documents,
-        chosen.rows.model_copy(update={"tokens": tokens}),
-        CueWriter(loaded),
+    chosen, goal = load_recipe(recipe), units.tokens(target)
+    shown = describe.prepared_row(
+        data,
+        chosen,
+        row,
         target=goal,
-        seed=chosen.training.seed,
-        count=row,  # rows before this one: `epochs` then says how often the text was shown
+        tokens=units.tokens(length) if length else None,
+        split=split,
+        tokenizer=tokenizer,
     )
-    shown_row = source.row(row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"row {row}, epoch {int(source.epochs)}: {len(shown_row.tokens_T):,} tokens, "
+        f"row {row}, epoch {shown.epoch}: {len(shown.row.tokens_T):,} tokens, "
         f"recipe {chosen.name}, target {goal:,}, seed {chosen.training.seed}",
         markup=False,
     )
-    for line in _segments(shown_row, loaded, full=full):
-        console.print(line, markup=False)
+    for section in describe.sections(shown.row, by_weight=True):
+        jump = f", {section.skipped:,} positions skipped before it" if section.skipped else ""
+        console.print(
+            f"positions {section.first:,} .. {section.last:,}: {section.kind}, "
+            f"{section.stop - section.start:,} tokens, loss weight {section.weight:g}{jump}",
+            markup=False,
+        )
+        tokens = shown.row.tokens_T[section.start : section.stop]
+        for line in _printable(shown.tokenizer.decode(tokens.tolist()), full=full).splitlines():
+            console.print(f"    {line}", markup=False)
+
+
+def _printable(text: str, *, full: bool) -> str:
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    if full or len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]} [...] {text[-half:]}"
 
 
 def _use_threads(workers: int | None) -> None:
@@ -281,6 +282,7 @@ def _summary(
     row_tokens: int,
 ) -> None:
     from endprompt.cli.console import Table
+    from endprompt.data import describe
 
     table = Table(title="Documents by length")
     for heading in ("tokens", "documents", "tokens in all"):
@@ -292,13 +294,11 @@ def _summary(
             f"{entry['tokens']:,}",
         )
     console.print(table)
-    lengths = documents.lengths
-    long = lengths[lengths >= row_tokens]
-    rows = int((long // row_tokens).sum())
+    held_rows = describe.rows_held(documents.lengths, row_tokens)
     console.print(
-        f"{len(long):,} of {len(lengths):,} documents have {row_tokens:,} tokens or more "
-        f"({int(long.sum()) / max(1, documents.tokens):.1%} of the tokens): {rows:,} rows uncut, "
-        f"or {documents.tokens // row_tokens:,} with rows.pack"
+        f"{held_rows.documents:,} of {len(documents):,} documents have {row_tokens:,} tokens or "
+        f"more ({held_rows.share:.1%} of the tokens): {held_rows.uncut:,} rows uncut, "
+        f"or {held_rows.packed:,} with rows.pack"
     )
     ends = [
         f"{word} {tokenizer.convert_ids_to_tokens(id_)} ({id_})"
@@ -326,45 +326,3 @@ def _summary(
             ended = ", ran out first" if entry["ran_dry"] else ""
             console.print(f"{share:.1%} of the tokens from {entry['source']}{ended}", markup=False)
     console.print(f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens")
-
-
-def _push(folder: Path, name: str) -> None:
-    """As parquet, which the hub shows; `endprompt prepare NAME` takes its input_ids as they are."""
-    import datasets
-
-    from endprompt.io import hub
-
-    secret = hub.token()
-    with hub.errors(name, secret):
-        datasets.load_from_disk(str(folder)).push_to_hub(name, private=True, token=secret)
-    hub.push(folder, name, kind="dataset", message="Say what the tokens are", only="manifest.json")
-
-
-def _segments(row: Row, tokenizer: Any, *, full: bool) -> list[str]:
-    """Two lines for each run of neighbouring positions of one kind and weight."""
-    import numpy as np
-
-    from endprompt.data.rows import TERMINAL
-
-    positions, weights, kinds = row.positions_T, row.weights_T, row.segments_T
-    border = (np.diff(positions) != 1) | (np.diff(kinds) != 0) | (np.diff(weights) != 0)
-    edges = [0, *(np.flatnonzero(border) + 1).tolist(), len(positions)]
-    lines = []
-    for start, stop in pairwise(edges):
-        first, last = int(positions[start]), int(positions[stop - 1])
-        skipped = first - int(positions[start - 1]) - 1 if start else first
-        kind = "terminal" if kinds[start] == TERMINAL else "prefix"
-        jump = f", {skipped:,} positions skipped before it" if skipped else ""
-        lines.append(
-            f"positions {first:,} .. {last:,}: {kind}, {stop - start:,} tokens, "
-            f"loss weight {weights[start]:g}{jump}"
-        )
-        text = tokenizer.decode(row.tokens_T[start:stop].tolist())
-        text = "".join(
-            c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
-        )
-        if not full and len(text) > SHOWN_CHARACTERS:
-            half = SHOWN_CHARACTERS // 2
-            text = f"{text[:half]} [...] {text[-half:]}"
-        lines += [f"    {line}" for line in text.splitlines()]
-    return lines

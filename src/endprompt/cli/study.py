@@ -118,7 +118,7 @@ def _laboratory(
     import os
 
     from endprompt.lab import page as lab_page
-    from endprompt.lab.study import FIRST_SEED, State
+    from endprompt.lab.study import FIRST_SEED
     from endprompt.models import embedded
     from endprompt.study.laboratory import Laboratory
     from endprompt.units import seconds
@@ -137,17 +137,11 @@ def _laboratory(
         echo(f"{len(todo)} runs to do on {seeds} base(s)")
         return
 
-    def tell(state: State) -> None:
-        left = ""
-        if state.seconds_left is not None and state.done < state.total:
-            left = f", about {state.seconds_left / 60:.1f} min left"
-        echo(f"[{state.done}/{state.total}] {state.what}{left}")
-
     held.claim({})
     laboratory.run(
-        workers=workers or os.cpu_count() or 1,
+        at_once=workers or os.cpu_count() or 1,
         budget_seconds=seconds(budget) if budget else None,
-        progress=tell,
+        progress=lambda state: echo(str(state)),
     )
     everything = laboratory.everything()
     if everything:
@@ -176,6 +170,7 @@ def _real_model(
             say=screen.say,
             watch=screen.watch,
             lock=held.lock,
+            tell=lambda state: screen.say(str(state)),
             budget_seconds=seconds(budget) if budget else None,
         )
     _report(studies, "smollm2", held.folder, model, missing=len(model.todo()), seeds=0)

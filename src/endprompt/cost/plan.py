@@ -7,9 +7,11 @@ model or torch: sizes come from a config, the speed of a machine from its name o
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from endprompt import recipe as recipes
 from endprompt.cost import flops
 from endprompt.cost.flops import Decoder
 from endprompt.cost.memory import (
@@ -338,3 +340,108 @@ def paper() -> list[tuple[str, float, float]]:
         for name, figure in PAPER["speedup"].items()
     ]
     return ratios
+
+
+def sized(model: str, *, target: int) -> Sized:
+    """Sizes of a known name, or from the config of a checkpoint folder or hub name.
+
+    Raises RecipeError for a target that is not above the window.
+    """
+    known = SIZES.get(model)
+    if known is None:
+        from endprompt.models import embedded
+        from endprompt.models.checkpoint import family_of, load_config
+
+        path = embedded.resolve(model)
+        config = load_config(path)
+        known = Sized(flops.read(config), family_of(path, config).base.window)
+    if target <= known.window:
+        raise RecipeError(f"--to {target} is not above the window of {known.window} tokens")
+    return known
+
+
+def lines(
+    model: Sized,
+    where: Machine,
+    *,
+    target: int,
+    methods: Sequence[str] | None = None,
+    settings: dict[str, Any] | None = None,
+    tokens: int | None = None,
+) -> list[Line]:
+    """What each recipe will cost for a model on a machine.
+
+    methods   names or files; None: all shipped that train
+    settings  dotted keys of every recipe
+    tokens    to train on; None: the recipe's own
+    """
+    listed = []
+    for name in methods or recipes.names():
+        recipe = recipes.load(name).replace(settings or {})
+        if tokens and recipe.trained:
+            recipe = recipe.replace({"training.tokens": tokens})
+        if methods or recipe.trained:
+            listed.append(line(recipe, model.decoder, where, window=model.window, target=target))
+    return listed
+
+
+def record(
+    lines: Sequence[Line],
+    sized: Sized,
+    where: Machine,
+    *,
+    model: str,
+    target: int,
+    price: float | None,
+) -> dict[str, Any]:
+    """A plan as plain values, for a file."""
+    return {
+        "kind": "plan",
+        "model": model,
+        "weights": sized.decoder.weights,
+        "target": target,
+        "devices": where.count,
+        "device_name": where.device.name,
+        "device_memory_bytes": where.device.memory_bytes,
+        "peak_flops_per_second": where.device.peak,
+        "utilisation": where.device.utilisation,
+        "attention_flops_per_second": where.device.attention,
+        "methods": [line.as_dict(price, where.count) for line in lines],
+    }
+
+
+def alike(lines: list[Line]) -> list[tuple[list[str], Line]]:
+    """Methods whose costs are equal, under one of them."""
+    groups: dict[Line, list[str]] = {}
+    for line in lines:
+        groups.setdefault(replace(line, method=""), []).append(line.method)
+    return [(names, replace(line, method=names[0])) for line, names in groups.items()]
+
+
+def remedy(line: Line) -> str:
+    """What to do where no settings fit."""
+    if line.devices_needed:
+        return f"fits from {line.devices_needed} such devices on, sharded with checkpointing"
+    return (
+        f"one row of {line.row_tokens:,} tokens is too much for such a device whatever the number: "
+        f"shorter rows (a method that jumps), or each row cut over devices (endprompt accelerate "
+        f"fsdp2-cp)"
+    )
+
+
+def launch(lines: list[Line], where: Machine) -> str:
+    """The words that start the proposed settings of the first line that fits."""
+    for line in lines:
+        if line.chosen is not None:
+            settings = line.options[line.chosen][0]
+            words = f"endprompt train {line.method}"
+            words += f" --set training.gradient_checkpointing={str(settings.checkpointing).lower()}"
+            if settings.sharded:
+                words = (
+                    f'accelerate launch --config_file "$(endprompt accelerate fsdp2)" '
+                    f"--num_processes {where.count} -m {words}"
+                )
+            elif where.count > 1:
+                words = f"torchrun --nproc_per_node {min(where.count, 8)} -m {words}"
+            return f"as proposed: {words} ..."
+    return "nothing fits: see the lines above"

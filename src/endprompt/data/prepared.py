@@ -57,3 +57,18 @@ def open_documents(
 
 def _reopen(folder: Path, split: str) -> TokenDocuments:
     return open_documents(folder, split=split)
+
+
+def push_to_hub(folder: Path, name: str) -> None:
+    """As parquet, which the hub shows; `endprompt prepare NAME` takes its input_ids as they are.
+
+    Raises OutputError without a token, with a refused one, and without network.
+    """
+    import datasets
+
+    from endprompt.io import hub
+
+    secret = hub.token()
+    with hub.errors(name, secret):
+        datasets.load_from_disk(str(folder)).push_to_hub(name, private=True, token=secret)
+    hub.push(folder, name, kind="dataset", message="Say what the tokens are", only="manifest.json")

@@ -72,14 +72,14 @@ def _flash(
     """Attention and its log-sum-exps, float[B, H, T]."""
     operators = torch.ops.aten
     if query.is_cuda:
-        found = operators._scaled_dot_product_flash_attention(
+        result = operators._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
         )
     else:
-        found = operators._scaled_dot_product_flash_attention_for_cpu(
+        result = operators._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, scale=scale
         )
-    return found[0], found[1]
+    return result[0], result[1]
 
 
 def _forward(

@@ -9,11 +9,17 @@ import numpy as np
 
 from endprompt import distances, stats
 from endprompt import record as files_of
+from endprompt.compare import answers
+from endprompt.data import describe
 from endprompt.io import records
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
+    from endprompt.compare.results import Answers
     from endprompt.data.rows import Row
+
+NEEDLE = {"nll": "needle-loss", "digits": "needles"}
+"""Scores of needles that are shown by quarter, and their tasks."""
 
 
 def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str, Any]:
@@ -41,40 +47,38 @@ def arm_record(folder: Path, name: str, label: str, recipe: Recipe) -> dict[str,
         )
         record |= {key: getattr(trained, key) for key in kept}
         record["peak_memory_gib"] = round(trained.peak_memory_bytes / 2**30, 2)
-    record["evaluation"] = evaluation(
-        records.read(folder / "window.json", files_of.Window).model_dump()
-    )
+    record["evaluation"] = evaluation(records.read(folder / "window.json", files_of.Window))
     return record
 
 
-def evaluation(check: dict[str, Any]) -> dict[str, Any]:
+def evaluation(check: files_of.Window) -> dict[str, Any]:
     """A window check by metric and length, each with the values that intervals are made of."""
-    lengths = check["lengths"]
+    lengths, asked = check.lengths, answers.of_window(check)
 
-    def at(rows: list[dict[str, Any]], length: int, key: str) -> list[float]:
-        return [float(row[key]) for row in rows if row["length"] == length]
+    def at(task: str, length: int) -> dict[str, Any]:
+        return summary([value for _, value in asked[task, length]])
 
     return {
         "lengths": lengths,
-        "last_tokens": check["last"],
-        "seed": check["seed"],
-        "texts": check["texts"],
-        "computation": check["computation"],
-        "seconds": check["seconds"],
-        "peak_memory_gib": round(check["peak_memory_bytes"] / 2**30, 2),
-        "loss": {str(n): summary(at(check["losses"], n, "nll")) for n in lengths},
-        "loss_by_position": _mean_curve(check["curve"]),
+        "last_tokens": check.last,
+        "seed": check.seed,
+        "texts": check.texts,
+        "computation": check.computation,
+        "seconds": check.seconds,
+        "peak_memory_gib": round(check.peak_memory_bytes / 2**30, 2),
+        "loss": {str(n): at("loss", n) for n in lengths},
+        "loss_by_position": _mean_curve(check.curve),
         "needle": {
             str(n): {
-                "nll": summary(at(check["needles"], n, "nll_per_token")),
-                "digits": summary(at(check["needles"], n, "digits_right")),
-                "hits": summary(at(check["needles"], n, "hit")),
-                "by_depth": _by_depth([row for row in check["needles"] if row["length"] == n]),
-                **_by_quarter([row for row in check["needles"] if row["length"] == n]),
+                "nll": at("needle-loss", n),
+                "digits": at("needles", n),
+                "hits": at("hits", n),
+                "by_depth": _by_depth([row for row in check.needles if row.length == n]),
+                **_by_quarter({key: asked[task, n] for key, task in NEEDLE.items()}),
             }
             for n in lengths
         },
-        "quote": {str(n): summary(at(check["quotes"], n, "nll")) for n in lengths},
+        "quote": {str(n): at("recall", n) for n in lengths},
     }
 
 
@@ -85,26 +89,22 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"mean": estimate.mean, "values": values, **ends}
 
 
-def _mean_curve(bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _mean_curve(bins: list[files_of.Bin]) -> list[dict[str, Any]]:
     """Mean over documents of the loss in each bin of positions."""
-    places = sorted({(row["start"], row["end"]) for row in bins})
+    places = sorted({(row.start, row.end) for row in bins})
     return [
         {
             "start": start,
             "end": end,
-            "mean": float(np.mean([row["nll"] for row in bins if row["start"] == start])),
+            "mean": float(np.mean([row.nll for row in bins if row.start == start])),
         }
         for start, end in places
     ]
 
 
-def _by_quarter(needles: list[dict[str, Any]]) -> dict[str, Any]:
+def _by_quarter(needles: dict[str, Answers]) -> dict[str, Any]:
     """Needles of one length in quarters by distance, the farthest with its values."""
-    scores = {"nll": "nll_per_token", "digits": "digits_right"}
-    quarters = {
-        name: distances.by_quarter((row["depth"], row[key]) for row in needles)
-        for name, key in scores.items()
-    }
+    quarters = {name: distances.by_quarter(asked) for name, asked in needles.items()}
     means = {
         name: [float(np.mean(some)) if some else None for some in values]
         for name, values in quarters.items()
@@ -113,19 +113,19 @@ def _by_quarter(needles: list[dict[str, Any]]) -> dict[str, Any]:
     return {"by_quarter": means, **far}
 
 
-def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, Any]]:
+def _by_depth(needles: list[files_of.Needle], bands: int = 8) -> list[dict[str, Any]]:
     """Needles of one length in equal bands of depth; an empty band is left out."""
     bands_shown = []
     for band in range(bands):
         low, high = band / bands, (band + 1) / bands
-        inside = [row for row in needles if low <= row["depth"] < high]
+        inside = [row for row in needles if low <= row.depth < high]
         if inside:
             bands_shown.append(
                 {
                     "depth": (low + high) / 2,
-                    "nll": float(np.mean([row["nll_per_token"] for row in inside])),
-                    "digits": float(np.mean([row["digits_right"] for row in inside])),
-                    "hits": float(np.mean([row["hit"] for row in inside])),
+                    "nll": float(np.mean([row.nll_per_token for row in inside])),
+                    "digits": float(np.mean([row.digits_right for row in inside])),
+                    "hits": float(np.mean([row.hit for row in inside])),
                 }
             )
     return bands_shown
@@ -134,17 +134,15 @@ def _by_depth(needles: list[dict[str, Any]], bands: int = 8) -> list[dict[str, A
 def in_words(rows: list[Row], tokenizer: Any) -> dict[str, Any]:
     """The row that reaches farthest, those with a terminal first, piece by piece."""
     row = max(rows, key=lambda row: (row.segments_T.max(initial=0), row.positions_T.max()))
-    cuts = np.flatnonzero((np.diff(row.positions_T) != 1) | np.diff(row.segments_T)) + 1
-    parts = np.split(np.arange(len(row.tokens_T)), cuts)
-    ends = [(int(row.positions_T[part[0]]), int(row.positions_T[part[-1]])) for part in parts]
+    sections = describe.sections(row)
     return {
         "segments": [
             {
-                "kind": "terminal" if row.segments_T[part[0]] else "prefix",
-                "text": tokenizer.decode(row.tokens_T[part]),
-                "positions": [first, last],
+                "kind": section.kind,
+                "text": tokenizer.decode(row.tokens_T[section.start : section.stop]),
+                "positions": [section.first, section.last],
             }
-            for part, (first, last) in zip(parts, ends, strict=True)
+            for section in sections
         ],
-        "positions": [[first, last + 1] for first, last in ends],
+        "positions": [[section.first, section.last + 1] for section in sections],
     }

@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from endprompt.errors import EndPromptError, OutputError
 from endprompt.io import progress
@@ -50,11 +50,18 @@ class Job:
     """False: a command without `--progress`."""
     takes: int = 1
     """Of what jobs run on side by side: GPUs, or shares of a CPU."""
+    begins: bool = True
+    """False: it continues what another job began, even when the budget is spent."""
 
     @property
     def line(self) -> str:
         """As typed in a shell."""
         return shlex.join(["endprompt", *self.arguments])
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there."""
+        return self.result.exists()
 
 
 class JobError(EndPromptError):
@@ -65,8 +72,84 @@ Watcher = Callable[[Job, "dict[str, Any] | None"], None]
 """Called with a job and its last progress; None: it is finished."""
 
 
+class Work(Protocol):
+    """What can be scheduled: a `Job`, or a call in a worker (`io.workers`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def takes(self) -> int: ...
+    @property
+    def begins(self) -> bool: ...
+    @property
+    def done(self) -> bool: ...
+
+
+class Running(Protocol):
+    """Work that was started."""
+
+    def ended(self) -> bool:
+        """Whether it is finished. Raises what it failed with."""
+
+    def stop(self) -> None:
+        """Ask it to end; it may have ended already."""
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+
+
+W = TypeVar("W", bound=Work)
+
+
+def schedule(
+    work: Sequence[W],
+    start: Callable[[W, list[int]], Running],
+    *,
+    at_once: int,
+    budget_seconds: float | None = None,
+) -> Generator[tuple[W, float]]:
+    """Run what is not done as its needs allow, and give each with its seconds when it is finished.
+
+    start           given a piece of work and the places that it takes, of 0 .. at_once-1
+    budget_seconds  after this nothing is started that begins something
+
+    What stands first is started first. Raises what the first failure raises; what runs then is
+    stopped.
+    """
+    assert all(1 <= job.takes <= at_once for job in work)
+    waiting = [job for job in work if not job.done]
+    done = {job.name for job in work if job.done}
+    running: dict[str, tuple[W, Running, list[int], float]] = {}
+    free = list(range(at_once))
+    began = time.perf_counter()
+    try:
+        while True:
+            spent = budget_seconds is not None and time.perf_counter() - began >= budget_seconds
+            for job in [job for job in waiting if not (spent and job.begins)]:
+                if job.takes <= len(free) and set(job.needs) <= done:
+                    waiting.remove(job)
+                    places, free = free[: job.takes], free[job.takes :]
+                    running[job.name] = job, start(job, places), places, time.perf_counter()
+            if not running:
+                return
+            time.sleep(POLL_SECONDS)
+            for name, (job, started, places, since) in list(running.items()):
+                if started.ended():
+                    del running[name]
+                    free = sorted([*free, *places])
+                    done.add(name)
+                    yield job, time.perf_counter() - since
+    finally:
+        for _, started, _, _ in running.values():
+            started.stop()
+        for _, started, _, _ in running.values():
+            started.wait()
+
+
 def run(
-    jobs: list[Job],
+    jobs: Sequence[Job],
     folder: Path,
     *,
     at_once: int,
@@ -77,52 +160,64 @@ def run(
 ) -> dict[str, float]:
     """Run jobs as their needs allow and return the seconds each took in this process.
 
-    folder   for progress files and logs
     at_once  jobs side by side, of those that take one place; others take several
+    The rest is that of `starter`. Raises JobError with the message of the first job that fails; the
+    others are stopped and resume the next time.
+    """
+    for job in jobs:
+        if job.done:
+            watch(job, None)
+    start = starter(folder, threads=threads, watch=watch, lock=lock, gpus=gpus)
+    seconds = {}
+    for job, took in schedule(jobs, start, at_once=at_once):
+        seconds[job.name] = took
+        watch(job, None)
+    return seconds
+
+
+def starter(
+    folder: Path, *, threads: int, watch: Watcher, lock: int, gpus: Sequence[str] = ()
+) -> Callable[[Job, list[int]], Running]:
+    """What starts a job in a process of its own, for `schedule`.
+
+    folder   for progress files and logs
     threads  of a job, and of each of its processes
+    watch    called with the progress of each job
     lock     open file that children keep open, so that nobody else takes the run over meanwhile
     gpus     `at_once` names for CUDA_VISIBLE_DEVICES: a job sees those that it takes
-    Raises JobError with the message of the first job that fails; the others are stopped and go
-    on the next time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = [job for job in jobs if not job.result.exists()]
-    done = {job.name for job in jobs if job.result.exists()}
-    running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
-    seconds: dict[str, float] = {}
-    free = list(range(at_once))
-    held: dict[str, list[int]] = {}
-    assert all(1 <= job.takes <= at_once for job in jobs)
-    for job in jobs:
-        if job.name in done:
-            watch(job, None)
-    try:
-        while waiting or running:
-            for job in [job for job in waiting if set(job.needs) <= done]:
-                if job.takes <= len(free):
-                    waiting.remove(job)
-                    held[job.name], free = free[: job.takes], free[job.takes :]
-                    seen = [gpus[place] for place in held[job.name]] if gpus else None
-                    child = _start(job, folder, threads, lock, seen)
-                    running[job.name] = job, child, time.perf_counter()
-            time.sleep(POLL_SECONDS)
-            for name, (job, child, began) in list(running.items()):
-                if child.poll() is None:
-                    watch(job, progress.read(folder / f"{name}.progress.json") or {})
-                    continue
-                del running[name]
-                free = sorted([*free, *held.pop(name)])
-                seconds[name] = time.perf_counter() - began
-                if child.returncode or not job.result.exists():
-                    raise _failure(job, child.returncode, folder / f"{name}.log")
-                done.add(name)
-                watch(job, None)
-    finally:
-        for _, child, _ in running.values():
-            child.terminate()
-        for _, child, _ in running.values():
-            child.wait()
-    return seconds
+
+    def start(job: Job, places: list[int]) -> Running:
+        seen = [gpus[place] for place in places] if gpus else None
+        return _Child(job, _start(job, folder, threads, lock, seen), folder, watch)
+
+    return start
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A job in a process of its own."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    folder: Path
+    watch: Watcher
+
+    def ended(self) -> bool:
+        name, code = self.job.name, self.process.poll()
+        if code is None:
+            self.watch(self.job, progress.read(self.folder / f"{name}.progress.json") or {})
+            return False
+        if code or not self.job.done:
+            raise _failure(self.job, code, self.folder / f"{name}.log")
+        return True
+
+    def stop(self) -> None:
+        self.process.terminate()
+
+    def wait(self) -> None:
+        self.process.wait()
 
 
 def _start(

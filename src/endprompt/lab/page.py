@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import distances, stats
+from endprompt import distances
+from endprompt.compare.results import Scores
 from endprompt.io import files
 from endprompt.io.provenance import Computation
 from endprompt.lab.summary import (
@@ -17,20 +18,21 @@ from endprompt.lab.summary import (
     RIVAL,
     Arms,
     Group,
-    Result,
+    Json,
     between,
     groups,
     sentences,
     verdict,
 )
 from endprompt.report import figures, page
-from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.tables import ABSENT, Cell, Table, estimate_cell
 from endprompt.report.verdict import plural
+from endprompt.stats import Estimate
 
 MARKS = {"better": "better", "worse": "worse"}
 
 
-def write(results: Sequence[Result], out: Path) -> list[Path]:
+def write(results: Sequence[Json], out: Path) -> list[Path]:
     """Write `lab.html`, `lab.json` and tables and figures beside it; returns every path."""
     grouped = groups(results)
     written_ = [out / "lab.html", out / "lab.json"]
@@ -44,7 +46,7 @@ def write(results: Sequence[Result], out: Path) -> list[Path]:
     return written_
 
 
-def compact(results: Sequence[Result]) -> dict[str, Any]:
+def compact(results: Sequence[Json]) -> dict[str, Any]:
     """What the page says, as numbers: for `benchmarks/results`."""
     return {
         "provenance": results[0]["provenance"],
@@ -62,7 +64,7 @@ def compact(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _bases(results: Sequence[Result]) -> list[dict[str, Any]]:
+def _bases(results: Sequence[Json]) -> list[dict[str, Any]]:
     known = {result["base"]["seed"]: result["base"] for result in results}
     return [
         {key: round(base[key], 2) for key in ("seed", "cpu_seconds", "tokens", "parameters")}
@@ -73,9 +75,7 @@ def _bases(results: Sequence[Result]) -> list[dict[str, Any]]:
 def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "arm": arm.name,
-        "accuracy": {
-            str(length): _rounded(stats.of_bases(arm.scores(length))) for length in arm.lengths
-        },
+        "accuracy": {str(length): _rounded(arm.scores(length).estimate) for length in arm.lengths},
         "by_seed": {
             str(seed): round(score, 4)
             for seed, score in zip(arm.seeds, arm.accuracy(group.target), strict=True)
@@ -83,17 +83,15 @@ def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
         "by_kind": {
             kind: round(float(np.mean(arm.accuracy(group.target, [kind]))), 4) for kind in arm.kinds
         },
-        "by_distance": [
-            _rounded(stats.of_bases(arm.quarter_scores(group.target, n))) for n in range(4)
-        ],
+        "by_distance": [_rounded(arm.quarter_scores(group.target, n).estimate) for n in range(4)],
         "recovered": len(group.recovered(arm)),
         "loss_quarters": {
             length: [round(float(value), 4) for value in arm.loss(int(length))]
-            for length in arm.results[0]["loss"]
+            for length in arm.records[0]["loss"]
         },
-        "tokens": arm.results[0]["tokens"],
-        "flops": arm.results[0]["flops"],
-        "train_seconds": round(_mean(arm, "train_seconds"), 1),
+        "tokens": arm.results[0].tokens,
+        "flops": arm.results[0].flops,
+        "train_seconds": round(_seconds(arm), 1),
     }
     for other in (group.control, group.rival):
         gap = between(arm, other, group.target) if other is not None else None
@@ -102,24 +100,19 @@ def _arm_numbers(group: Group, arm: Arms) -> dict[str, Any]:
     return numbers
 
 
-def _rounded(estimate: stats.Estimate) -> list[float | None]:
+def _rounded(estimate: Estimate) -> list[float | None]:
     return [
         None if value is None else round(value, 4)
         for value in (estimate.mean, estimate.low, estimate.high)
     ]
 
 
-def _mean(arm: Arms, key: str) -> float:
-    return float(np.mean([result[key] for result in arm.results]))
+def _seconds(arm: Arms) -> float:
+    return float(np.mean([result.seconds for result in arm.results]))
 
 
-def _accuracy_cell(arm: Arms, length: int) -> Cell:
-    return _estimate_cell(stats.of_bases(arm.scores(length)))
-
-
-def _estimate_cell(estimate: stats.Estimate) -> Cell:
-    note = "" if estimate.low is None else f"[{estimate.low:.2f}, {estimate.high:.2f}]"
-    return Cell(f"{estimate.mean:.3f}", note, estimate.mean)
+def _accuracy(scores: Scores) -> Cell:
+    return estimate_cell(scores.estimate, ".3f", ".2f")
 
 
 def _name(group: Group, what: str) -> str:
@@ -151,7 +144,7 @@ def accuracy(group: Group) -> Table:
         rows.append(
             (
                 Cell(arm.name),
-                *(_accuracy_cell(arm, length) for length in arm.lengths),
+                *(_accuracy(arm.scores(length)) for length in arm.lengths),
                 Cell(f"{len(kept)} of {len(arm.results)}", value=len(kept)),
                 Cell(ABSENT) if of_kept is None else Cell(f"{of_kept:.3f}", value=of_kept),
                 *(
@@ -202,13 +195,12 @@ def by_distance(group: Group) -> Table:
     """Accuracy at the target by the needle's distance; counting has no place."""
     rows = []
     for arm in group.arms:
-        estimates = [stats.of_bases(arm.quarter_scores(group.target, n)) for n in range(4)]
         rival = group.rival
         gap = None if rival is None else between(arm, rival, group.target, what="far_scores")
         rows.append(
             (
                 Cell(arm.name),
-                *(_estimate_cell(estimate) for estimate in estimates),
+                *(_accuracy(arm.quarter_scores(group.target, n)) for n in range(4)),
                 Cell("") if gap is None or arm is rival else Cell(str(gap), verdict(gap)),
             )
         )
@@ -315,10 +307,10 @@ def signal(group: Group) -> Table:
     for arm in group.arms:
         first, last = (
             {
-                key: float(np.mean([result["gradient"][at][key] for result in arm.results]))
+                key: float(np.mean([record["gradient"][at][key] for record in arm.records]))
                 for key in ("terminal_loss", "gradient_on_prefix")
             }
-            if all(result["gradient"] for result in arm.results)
+            if all(record["gradient"] for record in arm.records)
             else None
             for at in (0, -1)
         )
@@ -345,8 +337,8 @@ def costs(group: Group) -> Table:
     rows = []
     for arm in group.arms:
         if arm.trained:
-            seconds, tokens = _mean(arm, "train_seconds"), arm.results[0]["tokens"]
-            operations = arm.results[0]["flops"]
+            seconds, tokens = _seconds(arm), arm.results[0].tokens
+            operations = arm.results[0].flops
             rows.append(
                 (
                     Cell(arm.name),
@@ -426,7 +418,7 @@ def loss_by_quarter(group: Group) -> figures.Drawing:
 
 def signal_over_training(group: Group) -> figures.Drawing | None:
     """The terminal's loss and its gradient on the prefix, against the step."""
-    shown = [arm for arm in group.arms if all(result["gradient"] for result in arm.results)]
+    shown = [arm for arm in group.arms if all(record["gradient"] for record in arm.records)]
     if not shown:
         return None
     panels = (
@@ -438,9 +430,9 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
         look, said = _looks(group), []
         for axes, (key, title) in zip(grid.flat, panels, strict=True):
             for arm in shown:
-                steps = [entry["step"] for entry in arm.results[0]["gradient"]]
+                steps = [entry["step"] for entry in arm.records[0]["gradient"]]
                 line = np.mean(
-                    [[entry[key] for entry in result["gradient"]] for result in arm.results], axis=0
+                    [[entry[key] for entry in record["gradient"]] for record in arm.records], axis=0
                 )
                 axes.plot(steps, line, label=arm.name, **look[arm.name])
                 said.append(f"{title}, {arm.name}: from {line[0]:.2g} to {line[-1]:.2g}")
@@ -456,7 +448,7 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
     )
 
 
-def render(results: Sequence[Result]) -> str:
+def render(results: Sequence[Json]) -> str:
     """The page, self-contained; everything from results is escaped."""
     grouped = groups(results)
     seeds = sorted({result["seed"] for result in results})
@@ -486,7 +478,7 @@ def render(results: Sequence[Result]) -> str:
     )
 
 
-def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:
+def _recipes(results: Sequence[Json]) -> list[dict[str, str]]:
     """Each trained arm's rows and rates as YAML, once a scaling."""
     import yaml
 
@@ -499,7 +491,7 @@ def _recipes(results: Sequence[Result]) -> list[dict[str, str]]:
     return [{"name": name, "text": text} for name, text in recipes.items()]
 
 
-def _computed(results: Sequence[Result]) -> str:
+def _computed(results: Sequence[Json]) -> str:
     """How results were computed, in words; "" for those of older versions, which don't say."""
     lines = [
         Computation.model_validate(result["computation"]).line()

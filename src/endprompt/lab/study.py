@@ -8,19 +8,19 @@ that results do not depend on what runs beside them.
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
-import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from endprompt.io import digests, files, provenance, records
+from endprompt.compare.progress import Tally, Tell
+from endprompt.io import digests, files, provenance, records, workers
+from endprompt.io.jobs import schedule
+from endprompt.io.workers import Call
 from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
 from endprompt.lab.arms import Regime
@@ -102,149 +102,72 @@ class Study:
         return [records.read(path, LabResult).plain() for path in paths if path.is_file()]
 
 
-@dataclass(frozen=True)
-class State:
-    """How far a study is."""
-
-    done: int
-    total: int
-    what: str
-    seconds_left: float | None
-
-
-Progress = Callable[[State], None]
-
-
 def run(
     study: Study,
     out: Path,
     cache: Path,
     *,
-    workers: int,
+    at_once: int,
     budget_seconds: float | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Do what is not done yet and return all results that are there.
 
+    at_once         processes side by side
     budget_seconds  after this no further job is begun; what is missing is done the next time
 
     Raises what a job raises; finished jobs stay.
     """
-    began = time.perf_counter()
-    todo = [arm for arm in study.arms() if not study.is_done(arm, out, cache)]
-    needed = sorted({arm.seed for arm in todo})
-    missing = [
-        seed
-        for seed in needed
-        if not (bases.folder_of(study.regime.base, seed, cache) / "base.json").is_file()
-    ]
-    jobs: list[tuple[str, Any]] = []
-    for seed in needed:
-        jobs += [("base", seed)] * (seed in missing)
-        jobs += [("arm", arm) for arm in todo if arm.seed == seed]
-    total = len(jobs)
-    clock = _Clock(workers)
-    done = 0
-    if not jobs:
-        return study.results(out)
-
-    def tell(what: str) -> None:
-        if progress:
-            progress(State(done, total, what, clock.left([kind for kind, _ in jobs])))
-
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _become_worker) as pool:
-        running: dict[concurrent.futures.Future, tuple[str, Any]] = {}
-        waiting_for = set(missing)
-        try:
-            while jobs or running:
-                spent = time.perf_counter() - began
-                open_ = budget_seconds is None or spent < budget_seconds
-                while open_ and len(running) < workers:
-                    ready = next(
-                        (n for n, (kind, arm) in enumerate(jobs)
-                         if kind == "base" or arm.seed not in waiting_for), None,
-                    )  # fmt: skip
-                    if ready is None:
-                        break
-                    kind, what = jobs.pop(ready)
-                    if kind == "base":
-                        future = pool.submit(_make_base, study.regime.base, what, cache)
-                    else:
-                        path = study.result(what, out)
-                        future = pool.submit(_do_arm, study.regime, what, cache, path)
-                    running[future] = kind, what
-                if not running:
-                    break
-                finished, _ = concurrent.futures.wait(
-                    running, timeout=5, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                for future in finished:
-                    kind, what = running.pop(future)
-                    clock.took(kind, future.result())
-                    done += 1
-                    if kind == "base":
-                        waiting_for.discard(what)
-                        tell(f"base of seed {what}")
-                    else:
-                        tell(f"{what.recipe.name}, {what.scaling} x{what.factor}, seed {what.seed}")
-        except BaseException:
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    run_all([study], out, cache, at_once=at_once, budget_seconds=budget_seconds, progress=progress)
     return study.results(out)
 
 
-class _Clock:
-    """Seconds left, from the mean of the jobs so far."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers, self._took = workers, {"base": [], "arm": []}
-
-    def took(self, kind: str, seconds: float) -> None:
-        self._took[kind].append(seconds)
-
-    def left(self, kinds: Sequence[str]) -> float | None:
-        everything = [second for took in self._took.values() for second in took]
-        if not everything:
-            return None
-        mean = {
-            kind: sum(took or everything) / len(took or everything)
-            for kind, took in self._took.items()
-        }
-        return sum(mean[kind] for kind in kinds) / self._workers
-
-
-def _become_worker() -> None:
-    """One thread, no chatter, and an end when the parent ends, however it does."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-
-    from endprompt.io.silence import silence_libraries
-
-    torch.set_num_threads(1)
-    silence_libraries()
+def run_all(
+    studies: Sequence[Study],
+    out: Path,
+    cache: Path,
+    *,
+    at_once: int,
+    budget_seconds: float | None = None,
+    progress: Tell | None = None,
+) -> None:
+    """The same of several studies, equal arms once; one study after the other."""
+    work = list(_work(studies, out, cache))
+    if not work:
+        return
+    tally = Tally((call.kind for call in work), at_once, progress)
+    with (
+        workers.pool(at_once) as start,
+        closing(schedule(work, start, at_once=at_once, budget_seconds=budget_seconds)) as finished,
+    ):
+        for call, seconds in finished:
+            tally.finished(call.kind, seconds, call.label)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _work(studies: Sequence[Study], out: Path, cache: Path) -> Iterator[Call]:
+    """What is to do: bases that are missing, each before its first arm, and arms."""
+    named: set[str] = set()
+    for study in studies:
+        todo = [arm for arm in study.arms() if not study.is_done(arm, out, cache)]
+        for arm in sorted(todo, key=lambda arm: arm.seed):
+            folder, path = (
+                bases.folder_of(study.regime.base, arm.seed, cache),
+                study.result(arm, out),
+            )
+            missing = not (folder / "base.json").is_file()
+            if missing and folder.name not in named:
+                named.add(folder.name)
+                yield Call("base", folder.name, f"base of seed {arm.seed}", bases.get,
+                           (study.regime.base, arm.seed, cache))  # fmt: skip
+            if path.name not in named:
+                named.add(path.name)
+                label = f"{arm.recipe.name}, {arm.scaling} x{arm.factor}, seed {arm.seed}"
+                yield Call("arm", path.name, label, _do_arm, (study.regime, arm, cache, path),
+                           needs=(folder.name,) * missing)  # fmt: skip
 
 
-def _make_base(base: bases.Base, seed: int, cache: Path) -> float:
-    began = time.perf_counter()
-    bases.get(base, seed, cache)
-    return time.perf_counter() - began
-
-
-def _do_arm(regime: Regime, arm: Arm, cache: Path, path: Path) -> float:
-    began = time.perf_counter()
+def _do_arm(regime: Regime, arm: Arm, cache: Path, path: Path) -> None:
     files.write_json(path, measure(regime, arm, bases.get(regime.base, arm.seed, cache)))
-    return time.perf_counter() - began
 
 
 @lru_cache(maxsize=2)

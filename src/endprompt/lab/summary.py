@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from endprompt import distances, stats
+from endprompt.compare.results import Result, Scores
 from endprompt.stats import Estimate, Floats
 
-Result = dict[str, Any]
+Json = dict[str, Any]
+LOSS = "loss"
+"""The task whose values are losses of a text's quarters."""
 
 CONTROL, RIVAL = "short", "pose"
 """The two arms that every other arm is compared with."""
@@ -25,84 +27,110 @@ RECOVERED = 0.9
 """An arm has regained the window when it keeps this part of the base's accuracy inside it."""
 
 
+def read(record: Json) -> Result:
+    """A `record.LabResult` as a result: a task is a kind of question, or `LOSS`."""
+    answers = {
+        (kind, int(length)): [(depth, float(right)) for depth, right in asked]
+        for length, kinds in record["answers"].items()
+        for kind, asked in kinds.items()
+    }
+    losses = {
+        (LOSS, int(length)): [
+            ((quarter + 0.5) / 4, loss) for text in texts for quarter, loss in enumerate(text)
+        ]
+        for length, texts in record["loss"].items()
+    }
+    return Result(
+        record["arm"],
+        record["seed"],
+        record["trained"],
+        answers | losses,
+        recipe=record["recipe"],
+        tokens=record["tokens"],
+        seconds=record["train_seconds"],
+        flops=record["flops"],
+        provenance=record["provenance"],
+    )
+
+
 @dataclass(frozen=True)
 class Arms:
-    """Results of one arm under one scaling and factor, a base each."""
+    """Results of one arm under one scaling and factor, a base each, and the records they are of."""
 
     name: str
     scaling: str
     factor: int
-    results: tuple[Result, ...]
+    records: tuple[Json, ...]
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        return tuple(read(record) for record in self.records)
 
     @property
     def seeds(self) -> list[int]:
-        return [result["seed"] for result in self.results]
+        return [result.base for result in self.results]
 
     @property
     def trained(self) -> bool:
-        return bool(self.results[0]["trained"])
+        return self.results[0].trained
 
     @cached_property
     def lengths(self) -> list[int]:
-        return sorted(int(length) for length in self.results[0]["answers"])
+        return sorted(int(length) for length in self.records[0]["answers"])
 
     @property
     def kinds(self) -> list[str]:
-        return list(self.results[0]["answers"][str(self.lengths[0])])
+        return list(self.records[0]["answers"][str(self.lengths[0])])
 
-    def scores(self, length: int, kinds: Iterable[str] | None = None) -> list[list[Floats]]:
+    def scores(self, length: int, kinds: Sequence[str] = ()) -> Scores:
         """A base, a kind: float[questions] of 0 and 1."""
-        return [
-            [
-                np.array([score for _, score in result["answers"][str(length)][kind]], float)
-                for kind in kinds or self.kinds
-            ]
-            for result in self.results
-        ]
+        return self._scores(kinds or self.kinds, length, (None,))
 
-    def far_scores(self, length: int) -> list[list[Floats]]:
+    def far_scores(self, length: int) -> Scores:
         """The same of needles in the farthest quarter of the length; counting has no place."""
         return self.quarter_scores(length, 0)
 
-    def quarter_scores(self, length: int, quarter: int) -> list[list[Floats]]:
+    def quarter_scores(self, length: int, quarter: int) -> Scores:
         """A base, a kind with places: float[questions] of one quarter, 0 the farthest."""
-        return [
-            [
-                np.array(distances.by_quarter(answers)[quarter], float)
-                for kind, answers in result["answers"][str(length)].items()
-                if kind != "count"
-            ]
-            for result in self.results
-        ]
+        return self._scores([kind for kind in self.kinds if kind != "count"], length, (quarter,))
 
-    def accuracy(self, length: int, kinds: Iterable[str] | None = None) -> list[float]:
-        """Of each base, the mean over kinds."""
-        return [
-            float(np.mean([kind.mean() for kind in base])) for base in self.scores(length, kinds)
-        ]
-
-    def losses(self, length: int) -> list[list[Floats]]:
+    def losses(self, length: int) -> Scores:
         """A base, a quarter: float[texts], nats per token."""
-        return [list(np.array(result["loss"][str(length)]).T) for result in self.results]
+        return self._scores([LOSS], length, range(4))
+
+    def _scores(self, tasks: Sequence[str], length: int, quarters: Iterable[int | None]) -> Scores:
+        return Scores(
+            {
+                result.base: [
+                    group
+                    for quarter in quarters
+                    for group in result.groups(tasks, length, quarter=quarter)
+                ]
+                for result in self.results
+            }
+        )
+
+    def accuracy(self, length: int, kinds: Sequence[str] = ()) -> list[float]:
+        """Of each base, the mean over kinds."""
+        bases = self.scores(length, kinds).bases.values()
+        return [float(np.mean([kind.mean() for kind in base])) for base in bases]
 
     def loss(self, length: int) -> Floats:
         """float[4], the mean loss of each quarter over bases."""
-        means = [[quarter.mean() for quarter in base] for base in self.losses(length)]
-        return np.array(means).mean(axis=0)
+        bases = self.losses(length).bases.values()
+        return np.array([[quarter.mean() for quarter in base] for base in bases]).mean(axis=0)
 
     def of(self, seeds: Sequence[int]) -> Arms:
         """The same on these bases only."""
-        kept = tuple(result for result in self.results if result["seed"] in seeds)
+        kept = tuple(record for record in self.records if record["seed"] in seeds)
         return Arms(self.name, self.scaling, self.factor, kept)
 
 
 def between(first: Arms, other: Arms, length: int, *, what: str = "scores") -> Estimate | None:
     """Paired difference of two arms on the bases that both have; None where there is none."""
-    shared = [seed for seed in first.seeds if seed in other.seeds]
-    if not shared:
-        return None
-    mine, yours = (getattr(arm.of(shared), what)(length) for arm in (first, other))
-    return stats.of_bases(stats.differences(mine, yours))
+    mine, yours = (getattr(arm, what)(length) for arm in (first, other))
+    gaps = mine.minus(yours)
+    return None if gaps is None else gaps.estimate
 
 
 @dataclass(frozen=True)
@@ -154,7 +182,7 @@ class Group:
         return float(min(losses, default=np.nan))
 
 
-def groups(results: Sequence[Result]) -> list[Group]:
+def groups(results: Sequence[Json]) -> list[Group]:
     """Results by scaling and factor, arms in the order in which they come."""
     keys = dict.fromkeys(
         (result["factor"], result["scaling"]) for result in results if result["scaling"] != "none"
@@ -230,8 +258,8 @@ def _against(group: Group, other: Arms, title: str) -> list[str]:
 
 def _farthest(group: Group, trained: Sequence[Arms]) -> str:
     """The best arm of the farthest quarter, beside what the base has in its own."""
-    best = max(trained, key=lambda arm: stats.of_bases(arm.far_scores(group.target)).mean)
-    far = stats.of_bases(best.far_scores(group.target)).mean
+    best = max(trained, key=lambda arm: arm.far_scores(group.target).estimate.mean)
+    far = best.far_scores(group.target).estimate.mean
     base = group.base
     said = (
         f"Best in the farthest quarter of {group.target:,} tokens: {best.name} ({far:.3f}; "
@@ -239,5 +267,5 @@ def _farthest(group: Group, trained: Sequence[Arms]) -> str:
     )
     if base is None:
         return said
-    own = stats.of_bases(base.far_scores(group.window)).mean
+    own = base.far_scores(group.window).estimate.mean
     return f"{said} The base has {own:.3f} in the farthest quarter of its own {group.window:,}."

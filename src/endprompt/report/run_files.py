@@ -8,10 +8,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from endprompt import record
+from endprompt.compare.results import Scores
 from endprompt.distances import FARTHEST
 from endprompt.errors import DataError
 from endprompt.io import records
+from endprompt.stats import Estimate
 
 Run = Mapping[str, Any]
 Arm = Mapping[str, Any]
@@ -56,12 +60,10 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean with its interval, where there is one, and the values behind it."""
+    """A mean as the run's file has it, and the values behind it; no base where there are none."""
 
-    mean: float
-    low: float | None
-    high: float | None
-    values: tuple[float, ...]
+    estimate: Estimate
+    scores: Scores
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -122,11 +124,10 @@ def measured(arm: Arm, metric: Metric, length: int) -> Measured | None:
     if not isinstance(node, Mapping) or number(node.get("mean")) is None:
         return None
     values = [number(value) for value in node.get("values") or []]
+    whole = values and None not in values
     return Measured(
-        mean=float(node["mean"]),
-        low=number(node.get("low")),
-        high=number(node.get("high")),
-        values=tuple(value for value in values if value is not None) if None not in values else (),
+        Estimate(float(node["mean"]), number(node.get("low")), number(node.get("high"))),
+        Scores({0: [np.array(values, float)]} if whole else {}, one_model=True),
     )
 
 

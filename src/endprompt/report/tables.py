@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from endprompt import stats
 from endprompt.distances import QUARTERS
 from endprompt.io.files import write_text
 from endprompt.io.provenance import Computation
@@ -24,6 +25,7 @@ from endprompt.report.run_files import (
     window,
 )
 from endprompt.report.verdict import comparisons
+from endprompt.stats import Estimate
 
 ABSENT = "not measured"
 
@@ -35,6 +37,13 @@ class Cell:
     text: str
     note: str = ""
     value: float | None = None
+
+
+def estimate_cell(estimate: Estimate, form: str = ".3f", ends: str | None = None) -> Cell:
+    """A mean with its interval below, each in its format."""
+    ends = form if ends is None else ends
+    note = "" if estimate.low is None else f"[{stats.span(estimate.low, estimate.high, ends)}]"
+    return Cell(f"{estimate.mean:{form}}", note, estimate.mean)
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,7 @@ def by_length(run: Run, metric: Metric) -> Table | None:
 
     def cell(arm: Mapping[str, Any], length: int) -> Cell:
         value = measured(arm, metric, length)
-        if value is None:
-            return Cell(ABSENT)
-        between = "" if value.low is None else f"[{value.low:.3f}, {value.high:.3f}]"
-        return Cell(f"{value.mean:.3f}", between, value.mean)
+        return Cell(ABSENT) if value is None else estimate_cell(value.estimate)
 
     direction = "higher is better" if metric.higher_is_better else "lower is better"
     return Table(
@@ -149,7 +155,7 @@ def compared(run: Run) -> Table | None:
                 Cell(comparison.other),
                 Cell(f"{comparison.mean:.3f}", value=comparison.mean),
                 Cell(f"{comparison.other_mean:.3f}", value=comparison.other_mean),
-                Cell(comparison.interval, value=comparison.gain),
+                Cell(comparison.interval, value=comparison.gain.mean),
                 Cell(comparison.significance),
             )
             for comparison in compared_arms

@@ -7,8 +7,7 @@ differences (`endprompt.stats`, 95 %). It covers the choice of documents and nee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from endprompt import stats
 from endprompt.report.run_files import (
@@ -24,8 +23,8 @@ from endprompt.report.run_files import (
     roles,
     window,
 )
+from endprompt.stats import Estimate, Significance
 
-Significance = Literal["better", "worse", "not significant"]
 SIGNIFICANCES: tuple[Significance, ...] = ("better", "worse", "not significant")
 STANDING = {
     frozenset({"better", "worse"}): "better on some measures and worse on others than",
@@ -47,36 +46,31 @@ class Comparison:
     role: Role
     mean: float
     other_mean: float
-    gain: float
-    low: float | None
-    high: float | None
+    gain: Estimate
     pairs: int
 
     @property
     def significance(self) -> Significance:
         """Better or worse only where the interval leaves zero out."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "not significant"
-        return "better" if self.low > 0 else "worse"
+        return self.gain.significance
 
     @property
     def interval(self) -> str:
         """The gain with its interval, or why there is none."""
-        if self.low is None or self.high is None:
-            return f"{self.gain:+.3f}, no interval from {plural(self.pairs, 'pair')}"
-        return f"{self.gain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        if self.gain.low is None:
+            return f"{self.gain}, no interval from {plural(self.pairs, 'pair')}"
+        return str(self.gain)
 
 
-def _gain(
-    metric: Metric, ours: Measured, theirs: Measured
-) -> tuple[float, float | None, float | None]:
-    sign = 1 if metric.higher_is_better else -1
-    gain = sign * (ours.mean - theirs.mean)
-    if not ours.values or len(ours.values) != len(theirs.values):
-        return gain, None, None
-    gains = [sign * (a - b) for a, b in zip(ours.values, theirs.values, strict=True)]
-    estimate = stats.of_differences(gains)
-    return gain, estimate.low, estimate.high
+def _gain(metric: Metric, ours: Measured, theirs: Measured) -> tuple[Estimate, int]:
+    """What ours is better by, and the number of pairs; no interval where values are no pairs."""
+    first, other = (ours, theirs) if metric.higher_is_better else (theirs, ours)
+    gain = Estimate(first.estimate.mean - other.estimate.mean, None, None)
+    sizes = [len(values) for some in (ours, theirs) for (values,) in some.scores.bases.values()]
+    if len(sizes) < 2 or sizes[0] != sizes[1]:
+        return gain, 0
+    gaps = first.scores.minus(other.scores)
+    return gain if gaps is None else replace(gaps.estimate, mean=gain.mean), sizes[0]
 
 
 def comparisons(run: Run) -> list[Comparison]:
@@ -93,13 +87,10 @@ def comparisons(run: Run) -> list[Comparison]:
                 two = measured(arm, metric, length)
                 if arm is method or ours is None or two is None:
                     continue
-                gain, low, high = _gain(metric, ours, two)
-                pairs = len(ours.values) if len(ours.values) == len(two.values) else 0
+                means = ours.estimate.mean, two.estimate.mean
                 listed.append(
-                    Comparison(
-                        metric, length, label(method), label(arm), role,
-                        ours.mean, two.mean, gain, low, high, pairs,
-                    )
+                    Comparison(metric, length, label(method), label(arm), role, *means,
+                               *_gain(metric, ours, two))
                 )  # fmt: skip
     return listed
 
@@ -213,7 +204,7 @@ def _sentence(group: Sequence[Comparison]) -> str:
 
 
 def _limits(everything: Sequence[Comparison]) -> str:
-    resolved = [comparison for comparison in everything if comparison.low is not None]
+    resolved = [comparison for comparison in everything if comparison.gain.low is not None]
     if not resolved:
         return f"No comparison has {stats.FEWEST} paired values or more: nothing is established."
     sizes = sorted({comparison.pairs for comparison in resolved})

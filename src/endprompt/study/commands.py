@@ -11,21 +11,21 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 import endprompt
+from endprompt.compare.results import Result
 from endprompt.errors import EvaluationError
 from endprompt.io import files, records
 from endprompt.recipe import Recipe
 from endprompt.record import Training
 from endprompt.study.definition import EVALUATIONS, Arm, Measure, Scale, Study
-from endprompt.study.numbers import Place, Values
+from endprompt.study.numbers import Measured, Place, Results
 from endprompt.study.scores import by_place
 
 GPUS = 8
@@ -69,7 +69,7 @@ def _launcher() -> tuple[str, ...]:
             "-m", "endprompt")  # fmt: skip
 
 
-class Commands:
+class Commands(Results):
     """The runs of some studies on real models.
 
     out  folder of all runs; what they leave is read from there
@@ -196,49 +196,39 @@ class Commands:
 
     # What `compare` asks
 
-    def values(self, study: Study, arm: Arm, measure: Measure) -> Values:  # noqa: ARG002
-        if not self.recipe(arm).trained:
-            return {}
-        if measure.benchmark in EVALUATIONS:
-            scored = by_place(
-                measure,
-                self._scores(measure.benchmark, arm),
-                lambda place: self._target(arm) if place == "target" else round(place * WINDOW),
-            )
-            return {place: {0: groups} for place, groups in scored.items()}
-        cost = self._cost(arm, measure.benchmark)
-        return {} if cost is None else {"target": {0: [np.array([cost])]}}
+    def window(self) -> int:
+        return WINDOW
 
-    def _cost(self, arm: Arm, kind: str) -> float | None:
-        """Seconds or operations per token, or the peak of memory in GB."""
+    def results(self, study: Study, arm: Arm) -> list[Result]:  # noqa: ARG002
         path = self._out / "runs" / self.folder(arm) / "train.json"
-        if not path.is_file():
-            return None
-        trained = records.read(path, Training)
-        if kind == "memory":
-            return trained.peak_memory_bytes / 1e9
-        return getattr(trained, kind) / trained.tokens
-
-    def why_absent(self, measure: Measure) -> str | None:
-        """Every measure has a meaning on a real model, unless the study says otherwise."""
-        del measure
-        return None
-
-    def asked(self, measure: Measure, places: list[Place]) -> str:
-        """In words, what our number is a mean of."""
-        if measure.benchmark not in EVALUATIONS:
-            return "the training runs themselves"
-        if measure.benchmark != "ruler":
-            return ", ".join(measure.tasks) or "all English data sets"
-        lengths = ", ".join(
-            "the target" if place == "target" else f"{round(place * WINDOW):,}" for place in places
-        )
-        return f"{', '.join(measure.tasks) or 'all 13 tasks'} at {lengths} tokens"
-
-    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Recipe and record of the arm's run, once it is finished."""
-        path = self._out / "runs" / self.folder(arm) / "train.json"
-        if not path.is_file():
+        recipe = self.recipe(arm)
+        if not recipe.trained or not path.is_file():
             return []
-        record = records.read(path, Training).plain()
-        return [{key: record[key] for key in ("recipe", "tokens", "provenance")}]
+        done = records.read(path, Training)
+        return [
+            Result(
+                recipe.name,
+                0,
+                trained=True,
+                answers={},
+                recipe=done.recipe,
+                tokens=done.tokens,
+                seconds=done.seconds,
+                flops=done.flops,
+                peak_memory_bytes=done.peak_memory_bytes,
+                provenance=done.plain().get("provenance", {}),
+            )
+        ]
+
+    def measured(
+        self,
+        study: Study,  # noqa: ARG002
+        arm: Arm,
+        measure: Measure,
+    ) -> Iterator[tuple[int, Measured]]:
+        if measure.benchmark in EVALUATIONS and self.recipe(arm).trained:
+            scores = self._scores(measure.benchmark, arm)
+            yield 0, by_place(measure, scores, lambda place: self._length(arm, place))
+
+    def _length(self, arm: Arm, place: Place) -> int:
+        return self._target(arm) if place == "target" else round(place * WINDOW)

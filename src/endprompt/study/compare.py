@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from endprompt.compare.results import Scores, joined
 from endprompt.io import provenance
 from endprompt.stats import Estimate
 from endprompt.study.definition import SMALLER, Arm, Measure, Scale, Study
-from endprompt.study.numbers import Place, Results, Values, at_all, mean_of, minus
+from endprompt.study.numbers import Place, Results, Values
 
 CONTROLS = {
     "none": Arm(recipe="none", note="the base, unscaled"),
@@ -41,9 +42,7 @@ def record_of(study: Study, scale: Scale, results: Results) -> dict[str, Any]:
     """Everything that the page says of one study, as plain values."""
     here = study.arms_at(scale)
     columns = [_column(study, scale, measure, results) for measure in study.measures]
-    comparisons = [
-        comparison for column in columns for comparison in _compared(study, column, results)
-    ]
+    comparisons = [comparison for column in columns for comparison in _compared(study, column)]
     return {
         "name": study.name,
         "title": study.title,
@@ -99,27 +98,24 @@ def _why(study: Study, scale: Scale, measure: Measure, results: Results) -> str 
     )  # fmt: skip
 
 
-def _bases(study: Study, column: _Column, name: str) -> dict[int, Any]:
-    """Values of an arm, base by base; relative ones as multiples of the main arm's."""
-    mine = at_all(column.values[name], column.places)
-    if column.measure.benchmark not in RELATIVE:
-        return mine
-    main = at_all(column.values[study.main], column.places) if study.main in column.values else {}
-    return {
-        base: [group / unit for group, unit in zip(groups, main[base], strict=True)]
-        for base, groups in mine.items()
-        if base in main
-    }
+def _scores(study: Study, column: _Column, name: str) -> Scores | None:
+    """Values of an arm over all lengths; relative ones as multiples of the main arm's."""
+    mine = joined([column.values[name][place] for place in column.places])
+    if column.measure.benchmark in RELATIVE:
+        if study.main not in column.values:
+            return None
+        main = joined([column.values[study.main][place] for place in column.places])
+        return mine.over(main)
+    return mine if mine.bases else None
 
 
 def _shown(study: Study, scale: Scale, column: _Column, results: Results) -> dict[str, Any]:
     measure = column.measure
     ours = {}
     for name in column.values:
-        bases = _bases(study, column, name)
-        if bases:
-            estimate = mean_of(list(bases.values()), one_model=results.one_model)
-            ours[name] = _plain(estimate) | {"bases": len(bases)}
+        scores = _scores(study, column, name)
+        if scores is not None:
+            ours[name] = _plain(scores.estimate) | {"bases": len(scores.bases)}
     return {
         "name": measure.name,
         "table": measure.table,
@@ -140,19 +136,20 @@ def _plain(estimate: Estimate) -> dict[str, float | None]:
     }
 
 
-def _compared(study: Study, column: _Column, results: Results) -> list[dict[str, Any]]:
+def _compared(study: Study, column: _Column) -> list[dict[str, Any]]:
     """The main arm less every other one, ours and the paper's."""
     if study.main not in column.values:
         return []
     listed = []
-    main = _bases(study, column, study.main)
+    main = _scores(study, column, study.main)
     for name in column.values:
         if name == study.main or name in CONTROLS:
             continue
-        pairs = minus(main, _bases(study, column, name))
-        if not pairs:
+        other = _scores(study, column, name)
+        gaps = None if main is None or other is None else main.minus(other)
+        if gaps is None:
             continue
-        ours = mean_of(pairs, one_model=results.one_model)
+        ours = gaps.estimate
         printed = column.measure.paper
         paper = (
             round(printed[study.main] - printed[name], 4)

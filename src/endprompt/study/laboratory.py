@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from endprompt.compare.progress import Tell
+from endprompt.compare.results import Result
 from endprompt.errors import RecipeError
 from endprompt.io import records
 from endprompt.lab import study as lab
+from endprompt.lab import summary
 from endprompt.lab.arms import Regime
 from endprompt.recipe import Recipe
 from endprompt.record import LabResult
 from endprompt.study.definition import Arm, Measure, Study
-from endprompt.study.numbers import PERCENT, Place, Values
+from endprompt.study.numbers import PERCENT, Measured, Place, Results
 
 SCALING = "pi"
 """The paper's."""
 STEPS = 0.5
 """Part of the laboratory's steps: studies have many arms."""
-COSTS = {"seconds": "train_seconds", "flops": "flops"}
+ASKED = {"seconds": "seconds of training by the clock", "flops": "counted operations"}
+"""Costs that the laboratory has, in words."""
 
 
-class Laboratory:
+class Laboratory(Results):
     """The runs of some studies: what is to be done, and what is there.
 
     runs   folder that the results of all studies lie in; cache: where bases are kept
@@ -79,41 +80,28 @@ class Laboratory:
     def run(
         self,
         *,
-        workers: int,
+        at_once: int,
         budget_seconds: float | None = None,
-        progress: Callable[[lab.State], None] | None = None,
+        progress: Tell | None = None,
     ) -> None:
-        """Do what is not done, as many at once as there are workers."""
-        total, began = len(self.todo()), time.perf_counter()
+        """Do what is not done, so many processes side by side."""
+        lab.run_all(
+            self.groups(),
+            self._runs,
+            self._cache,
+            at_once=at_once,
+            budget_seconds=budget_seconds,
+            progress=progress,
+        )
 
-        def tell(state: lab.State) -> None:
-            if progress:
-                done = total - len(self.todo())
-                seconds_each = (time.perf_counter() - began) / max(done, 1)
-                left = seconds_each * (total - done) if done else None
-                progress(lab.State(done, total, state.what, left))
-
-        for group in self.groups():
-            spent = time.perf_counter() - began
-            if budget_seconds is not None and spent >= budget_seconds:
-                return
-            lab.run(
-                group,
-                self._runs,
-                self._cache,
-                workers=workers,
-                budget_seconds=None if budget_seconds is None else budget_seconds - spent,
-                progress=tell,
-            )
-
-    def results(self, arm: Arm) -> list[dict[str, Any]]:
-        """Results of an arm that are there, in the order of the bases."""
+    def _paths(self, arm: Arm) -> list[Path]:
+        """Files of an arm that are there, in the order of the bases."""
         recipe, factor = arm.built(), _factor(arm)
         group = self._group(factor, arm.tokens, (recipe,) if recipe.trained else ())
         paths = [
             group.result(job, self._runs) for job in group.arms() if job.recipe.name == recipe.name
         ]
-        return [self._read(path) for path in paths if path.is_file()]
+        return [path for path in paths if path.is_file()]
 
     def everything(self) -> list[dict[str, Any]]:
         """All results that are there, for the laboratory's own page."""
@@ -124,36 +112,30 @@ class Laboratory:
 
     # What `compare` asks
 
-    def values(self, study: Study, arm: Arm, measure: Measure) -> Values:  # noqa: ARG002
-        results = self.results(arm)
-        if measure.benchmark in COSTS:
-            key, trained = (
-                COSTS[measure.benchmark],
-                [result for result in results if result["trained"]],
+    def window(self) -> int:
+        return self._regime.base.window
+
+    def results(self, study: Study, arm: Arm) -> list[Result]:  # noqa: ARG002
+        return [summary.read(self._read(path)) for path in self._paths(arm)]
+
+    def measured(self, study: Study, arm: Arm, measure: Measure) -> Iterator[tuple[int, Measured]]:
+        kinds = measure.kinds or self._regime.base.kinds
+        for result in self.results(study, arm):
+            yield (
+                result.base,
+                {
+                    place: groups
+                    for place in measure.at
+                    if (groups := result.groups(kinds, self._length(arm, place), times=PERCENT))
+                },
             )
-            by_seed = {
-                result["seed"]: [np.array([result[key] / result["tokens"]])] for result in trained
-            }
-            return {"target": by_seed} if by_seed else {}
-        by_place: Values = {}
-        for place in measure.at:
-            length = str(self._length(arm, place))
-            for result in results:
-                if length in result["answers"]:
-                    kinds = measure.kinds or tuple(result["answers"][length])
-                    by_place.setdefault(place, {})[result["seed"]] = [
-                        PERCENT * np.array([right for _, right in result["answers"][length][kind]])
-                        for kind in kinds
-                    ]
-        return by_place
 
     def _length(self, arm: Arm, place: Place) -> int:
-        times = _factor(arm) if place == "target" else place
-        return round(times * self._regime.base.window)
+        return round((_factor(arm) if place == "target" else place) * self.window())
 
     def why_absent(self, measure: Measure) -> str | None:
         """Why the laboratory has no such number."""
-        if measure.benchmark not in ("ruler", *COSTS):
+        if measure.benchmark not in ("ruler", *ASKED):
             return f"the laboratory has no {measure.benchmark}"
         unknown = [kind for kind in measure.kinds if kind not in self._regime.base.kinds]
         if unknown:
@@ -167,26 +149,10 @@ class Laboratory:
 
     def asked(self, measure: Measure, places: list[Place]) -> str:
         """In words, what our number is a mean of."""
-        if measure.benchmark in COSTS:
-            what = {"seconds": "seconds of training by the clock", "flops": "counted operations"}
-            return f"{what[measure.benchmark]}, window by 8"
-        window = self._regime.base.window
-        lengths = ", ".join(
-            "the target" if place == "target" else f"{round(place * window):,}" for place in places
-        )
+        if measure.benchmark in ASKED:
+            return f"{ASKED[measure.benchmark]}, window by 8"
         kinds = " and ".join(measure.kinds or self._regime.base.kinds)
-        return f"{kinds} questions at {lengths} tokens"
-
-    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Recipes and records of an arm's finished runs."""
-        return [
-            {
-                "recipe": result["recipe"],
-                "tokens": result["tokens"],
-                "provenance": result["provenance"],
-            }
-            for result in self.results(arm)
-        ]
+        return f"{kinds} questions at {self.lengths(places)} tokens"
 
 
 def _factor(arm: Arm) -> int:

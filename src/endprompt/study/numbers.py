@@ -1,19 +1,25 @@
-"""What arms gave for a measure: values by length, whichever scale they come from."""
+"""What arms gave for a measure, whichever scale they come from, and what they were run with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
-from endprompt import stats
-from endprompt.stats import Estimate, Floats
+import numpy as np
+
+from endprompt.compare.results import Groups, Result, Scores
 from endprompt.study.definition import Arm, Measure, Study
 
 Place = float | Literal["target"]
 """A length as a measure names it: a multiple of the window, or the target."""
-Values = dict[Place, dict[int, list[Floats]]]
-"""Length, then base (or run), to values in groups: one group a task, each of equal weight."""
+Measured = dict[Place, Groups]
+"""Of one arm on one base, by length."""
+Values = dict[Place, Scores]
+"""Of one arm on all its bases, by length; lengths that were not asked are left out."""
 
 PERCENT = 100.0
+COSTS = ("seconds", "flops", "memory")
+"""Measures of training itself."""
 
 
 class Results(Protocol):
@@ -23,39 +29,62 @@ class Results(Protocol):
     def one_model(self) -> bool:
         """True where an arm is one model: intervals then are over samples, not over bases."""
 
+    def results(self, study: Study, arm: Arm) -> list[Result]:
+        """What is there of an arm, base by base."""
+
+    def measured(self, study: Study, arm: Arm, measure: Measure) -> Iterator[tuple[int, Measured]]:
+        """Base by base, values of a measure that is asked of models."""
+
+    def window(self) -> int:
+        """Of the base, in tokens."""
+
+    def why_absent(self, measure: Measure) -> str | None:  # noqa: ARG002
+        """Why this scale has no such number; None where it has."""
+        return None
+
     def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
         """What is there; lengths that were not asked are left out."""
-
-    def why_absent(self, measure: Measure) -> str | None:
-        """Why this scale has no such number; None where it has."""
+        if measure.benchmark in COSTS:
+            costs = {
+                result.base: [np.array([cost(result, measure.benchmark)])]
+                for result in self.results(study, arm)
+                if result.trained
+            }
+            return {"target": Scores(costs, self.one_model)} if costs else {}
+        by_place: dict[Place, dict[int, Groups]] = {}
+        for base, placed in self.measured(study, arm, measure):
+            for place, groups in placed.items():
+                by_place.setdefault(place, {})[base] = groups
+        return {place: Scores(bases, self.one_model) for place, bases in by_place.items()}
 
     def asked(self, measure: Measure, places: list[Place]) -> str:
         """In words, what our number is a mean of."""
+        if measure.benchmark in COSTS:
+            return "the training runs themselves"
+        if measure.benchmark in ("longbench", "short"):
+            return ", ".join(measure.tasks) or "all English data sets"
+        everything = "all 13 tasks" if measure.benchmark == "ruler" else measure.benchmark
+        quarter = f", {measure.quarter} quarter" if measure.quarter else ""
+        what = ", ".join(measure.tasks) or everything
+        return f"{what} at {self.lengths(places)} tokens{quarter}"
+
+    def lengths(self, places: list[Place]) -> str:
+        """Lengths in words."""
+        return ", ".join(
+            "the target" if place == "target" else f"{round(place * self.window()):,}"
+            for place in places
+        )
 
     def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
         """Recipes and records of an arm's finished runs."""
+        return [
+            {"recipe": result.recipe, "tokens": result.tokens, "provenance": result.provenance}
+            for result in self.results(study, arm)
+        ]
 
 
-def at_all(values: Values, places: list[Place]) -> dict[int, list[Floats]]:
-    """Groups of each base over several lengths; bases that lack one are left out."""
-    bases = set.intersection(*(set(values[place]) for place in places)) if places else set()
-    return {
-        base: [group for place in places for group in values[place][base]] for base in sorted(bases)
-    }
-
-
-def mean_of(bases: list[list[Floats]], *, one_model: bool) -> Estimate:
-    """The mean over bases of the mean over groups, with its 95 % interval.
-
-    one_model  the interval is a bootstrap over the samples of each group, else over bases and
-               samples; None where there are too few of them
-    """
-    return stats.of_groups(bases[0]) if one_model else stats.of_bases(bases)
-
-
-def minus(
-    first: dict[int, list[Floats]], other: dict[int, list[Floats]]
-) -> list[list[Floats]]:  # fmt: skip
-    """Paired differences, base by base, group by group, sample by sample."""
-    shared = sorted(first.keys() & other.keys())
-    return stats.differences([first[base] for base in shared], [other[base] for base in shared])
+def cost(result: Result, what: str) -> float:
+    """Seconds or operations per token of training, or the peak of memory in GB."""
+    if what == "memory":
+        return (result.peak_memory_bytes or 0) / 1e9
+    return getattr(result, what) / result.tokens

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from endprompt import distances
+from endprompt.compare import answers
+from endprompt.compare.progress import Tally, Tell
+from endprompt.compare.results import Groups, Result
 from endprompt.errors import RecipeError, nearest
 from endprompt.io import digests, files, jobs, provenance, records
 from endprompt.recipe import Recipe
 from endprompt.record import StudyArm, Training, Untaught, Window
-from endprompt.stats import Floats
 from endprompt.study.definition import (
     EVALUATIONS,
     QUARTERS,
@@ -38,7 +39,7 @@ from endprompt.study.definition import (
     Scale,
     Study,
 )
-from endprompt.study.numbers import PERCENT, Place, Values
+from endprompt.study.numbers import PERCENT, Measured, Place, Results
 from endprompt.study.scores import by_place
 
 SCALE: Scale = "smollm2"
@@ -52,6 +53,15 @@ AMOUNTS: dict[str, Any] = {
 TEXTS = ("king-james-bible", "python-library")
 RULER_SAMPLES = 5
 """A task and length."""
+MEASURED = {
+    "loss": ("loss", 1.0),
+    "recall": ("recall", 1.0),
+    "needles": ("needles", PERCENT),
+    "needle-loss": ("needle-loss", 1.0),
+    "untaught": ("untaught/", PERCENT),
+    "untaught-loss": ("untaught-loss/", 1.0),
+}
+"""Benchmark -> the task of an arm's result, or what its tasks begin with, and what it is times."""
 SHORT_TASKS = "mmlu,gsm8k,hellaswag,humaneval"
 AT_ONCE = 2
 """Jobs side by side, each with its share of the cores."""
@@ -70,7 +80,7 @@ class Unit:
     seed: int | None
 
 
-class Model:
+class Model(Results):
     """The runs of some studies on one model.
 
     model    checkpoint folder, at `SCALE` the embedded one
@@ -182,37 +192,50 @@ class Model:
         say: Say,
         watch: jobs.Watcher,
         lock: int,
+        tell: Tell | None = None,
         budget_seconds: float | None = None,
     ) -> None:
-        """Do what is not done, `AT_ONCE` units side by side.
+        """Do what is not done, `AT_ONCE` jobs side by side.
 
         budget_seconds  after this no further unit is begun
         Raises JobError of the first job that fails; what is finished stays.
         """
-        began, todo = time.perf_counter(), self.todo()
-        at_once = min(AT_ONCE, os.cpu_count() or 1)
+        todo = self.todo()
         for text in dict.fromkeys(unit.text for unit in todo):
             self._prepare([unit for unit in todo if unit.text == text], text, say)
-        for start in range(0, len(todo), at_once):
-            spent = time.perf_counter() - began
-            if budget_seconds is not None and spent >= budget_seconds:
-                return
-            units = todo[start : start + at_once]
-            left = ""
-            if start:
-                left = f", about {spent / start * (len(todo) - start) / 3600:.1f} h left"
-            for unit in units:
-                say(f"[{len(self.units()) - len(self.todo())} done] {self._name(unit)}{left}")
-            jobs.run(
-                [job for unit in units for job in self.commands(unit)],
-                self._out / "jobs",
-                at_once=at_once,
-                threads=max(1, (os.cpu_count() or 1) // at_once),
-                watch=watch,
-                lock=lock,
-            )
-            for unit in units:
-                self._keep(unit)
+        cores = os.cpu_count() or 1
+        at_once = min(AT_ONCE, cores)
+        work = {self._name(unit): (unit, self.commands(unit)) for unit in todo}
+        name_of = {job.name: name for name, (_, its) in work.items() for job in its}
+        missing = {
+            name: {job.name for job in its if not job.done} for name, (_, its) in work.items()
+        }
+        seconds = dict.fromkeys(work, 0.0)
+        tally = Tally(["unit"] * len(todo), at_once, tell)
+
+        def keep_whole(name: str) -> None:
+            if not missing[name]:
+                self._keep(work[name][0])
+                tally.finished("unit", seconds[name], name)
+
+        todo_jobs = [job for name, (_, its) in work.items() if missing[name] for job in its]
+        for name in work:  # one may have been killed before it was kept
+            keep_whole(name)
+        started = jobs.schedule(
+            todo_jobs,
+            jobs.starter(
+                self._out / "jobs", threads=max(1, cores // at_once), watch=watch, lock=lock
+            ),
+            at_once=at_once,
+            budget_seconds=budget_seconds,
+        )
+        with closing(started):
+            for job, took in started:
+                watch(job, None)
+                name = name_of[job.name]
+                seconds[name] += took
+                missing[name].remove(job.name)
+                keep_whole(name)
 
     def commands(self, unit: Unit) -> list[jobs.Job]:
         """Training of a unit and its evaluations; the recipe's file is written."""
@@ -235,7 +258,7 @@ class Model:
         def ask(kind: str, words: list[str], result: Path) -> None:
             commands.append(
                 jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
-                         needs=(f"train-{name}",), tells=kind not in EVALUATIONS)
+                         needs=(f"train-{name}",), tells=kind not in EVALUATIONS, begins=False)
             )  # fmt: skip
 
         lengths = ",".join(map(str, self._lengths(unit.arm)))
@@ -342,107 +365,71 @@ class Model:
 
     # What `compare` asks
 
-    def values(self, study: Study, arm: Arm, measure: Measure) -> Values:
-        """What is there of an arm: a base is a text with a training seed."""
-        by_place: Values = {}
-        for number, unit in self._runs(study, arm):
-            path = self.result(unit)
-            if not path.is_file():
-                continue
-            for place, groups in self._measured(unit, measure, path).items():
-                by_place.setdefault(place, {})[number] = groups
-        return by_place
+    def window(self) -> int:
+        return self._window
 
-    def _runs(self, study: Study, arm: Arm) -> Iterator[tuple[int, Unit]]:
-        """Units of an arm by number of the base; an untrained one stands for every seed."""
+    def results(self, study: Study, arm: Arm) -> list[Result]:
+        return [result for _, result in self._finished(study, arm)]
+
+    def _finished(self, study: Study, arm: Arm) -> Iterator[tuple[Unit, Result]]:
+        """What is there of an arm: a base is a text with a training seed.
+
+        An untrained arm stands for every seed.
+        """
         trained, own = arm.built().trained, study.real_model
         for place, text in enumerate(own.texts):
             for seed in range(own.seeds):
                 unit = Unit(study, "", arm, text, seed if trained else None)
-                yield place * own.seeds + seed, unit
+                path = self.result(unit)
+                if path.is_file():
+                    yield unit, self._read(path, place * own.seeds + seed, trained=trained)
 
-    def _measured(self, unit: Unit, measure: Measure, path: Path) -> dict[Place, list[Floats]]:
-        if measure.benchmark in EVALUATIONS:
-            folder = self._scores(measure.benchmark, unit)
-            return by_place(measure, folder, lambda place: self._length(unit.arm, place))
-        result = records.read(path, StudyArm)
-        if measure.benchmark in ("seconds", "flops", "memory"):
-            if not unit.arm.built().trained:
-                return {}
-            trained = result.training
-            cost = (
-                trained.peak_memory_bytes / 1e9 if measure.benchmark == "memory"
-                else getattr(trained, measure.benchmark) / trained.tokens
-            )  # fmt: skip
-            return {"target": [np.array([cost])]}
-        measured = {}
-        for place in measure.at:
-            values = _answers(result, measure, self._length(unit.arm, place))
-            if values:
-                measured[place] = [np.array(values)]
-        return measured
+    def _read(self, path: Path, base: int, *, trained: bool) -> Result:
+        record = records.read(path, StudyArm)
+        return Result(
+            record.arm,
+            base,
+            trained,
+            {**(answers.of_window(record.window) if record.window else {}),
+             **(answers.of_untaught(record.untaught) if record.untaught else {})},
+            recipe=record.recipe,
+            tokens=record.training.tokens,
+            seconds=record.training.seconds,
+            flops=record.training.flops,
+            peak_memory_bytes=record.training.peak_memory_bytes,
+            provenance=record.provenance,
+        )  # fmt: skip
+
+    def measured(self, study: Study, arm: Arm, measure: Measure) -> Iterator[tuple[int, Measured]]:
+        for unit, result in self._finished(study, arm):
+            if measure.benchmark in EVALUATIONS:
+                folder = self._scores(measure.benchmark, unit)
+                yield result.base, by_place(measure, folder, lambda place: self._length(arm, place))
+            else:
+                yield (
+                    result.base,
+                    {
+                        place: groups
+                        for place in measure.at
+                        if (groups := _answers(result, measure, self._length(arm, place)))
+                    },
+                )
 
     def _length(self, arm: Arm, place: Place) -> int:
         return self._target(arm) if place == "target" else round(place * self._window)
 
-    def why_absent(self, measure: Measure) -> str | None:
-        """Every measure has a meaning on a real model, unless the study says otherwise."""
-        del measure
-        return None
 
-    def asked(self, measure: Measure, places: list[Place]) -> str:
-        """In words, what our number is a mean of."""
-        if measure.benchmark in ("seconds", "flops", "memory"):
-            return "the training runs themselves"
-        if measure.benchmark in ("longbench", "short"):
-            return ", ".join(measure.tasks) or "all English data sets"
-        lengths = ", ".join(
-            "the target" if place == "target" else f"{round(place * self._window):,}"
-            for place in places
-        )
-        what = ", ".join(measure.tasks) or (
-            "all 13 tasks" if measure.benchmark == "ruler" else measure.benchmark
-        )
-        quarter = f", {measure.quarter} quarter" if measure.quarter else ""
-        return f"{what} at {lengths} tokens{quarter}"
-
-    def origin(self, study: Study, arm: Arm) -> list[dict[str, Any]]:
-        """Recipes and records of an arm's finished runs."""
-        paths = dict.fromkeys(self.result(unit) for _, unit in self._runs(study, arm))
-        records_of_arms = [records.read(path, StudyArm) for path in paths if path.is_file()]
-        return [
-            {
-                "recipe": record.recipe,
-                "tokens": record.training.tokens,
-                "provenance": record.provenance,
-            }
-            for record in records_of_arms
-        ]
-
-
-def _answers(result: StudyArm, measure: Measure, length: int) -> list[float]:
-    """Values of one measure at one length, in the order of the questions."""
+def _answers(result: Result, measure: Measure, length: int) -> Groups:
+    """Values of one measure at one length, in the order of the questions, as one group."""
+    kind, times = MEASURED[measure.benchmark]
+    tasks = [kind]
     if measure.benchmark in UNTAUGHT:
-        rows = [
-            row for row in (result.untaught.answers if result.untaught else ())
-            if row.length == length and (not measure.tasks or row.task in measure.tasks)
+        tasks = [
+            task for task, at in result.answers
+            if at == length and task.startswith(kind)
+            and (not measure.tasks or task.removeprefix(kind) in measure.tasks)
         ]  # fmt: skip
-        key, scale = ("right", PERCENT) if measure.benchmark == "untaught" else ("nll", 1.0)
-        pairs = [(row.depth, scale * getattr(row, key)) for row in rows]
-    elif result.window is None:
-        return []
-    elif measure.benchmark in ("loss", "recall"):
-        rows = result.window.losses if measure.benchmark == "loss" else result.window.quotes
-        return [row.nll for row in rows if row.length == length]
-    else:
-        key, scale = (
-            ("digits_right", PERCENT) if measure.benchmark == "needles" else ("nll_per_token", 1.0)
-        )
-        pairs = [
-            (row.depth, scale * getattr(row, key))
-            for row in result.window.needles
-            if row.length == length
-        ]
-    if measure.quarter:
-        return list(distances.by_quarter(pairs)[QUARTERS.index(measure.quarter)])
-    return [value for _, value in pairs]
+    quarter = QUARTERS.index(measure.quarter) if measure.quarter else None
+    groups = result.groups(tasks, length, quarter=quarter, times=times)
+    values = np.concatenate(groups) if groups else np.array([])
+    return [values] if len(values) else []

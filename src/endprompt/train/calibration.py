@@ -1,4 +1,4 @@
-"""Time a short step and a short prefill of the loaded model on this machine."""
+"""What this machine can do, timed: a short step and prefill of a model, matmuls, attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from endprompt.cost import plan as plans
+from endprompt.cost.flops import Decoder
+from endprompt.cost.memory import GIB
+from endprompt.io import provenance
 from endprompt.models.precision import fast_in_bf16
 from endprompt.train.loss import weighted_loss
 from endprompt.train.position_check import batch_of
@@ -56,6 +60,34 @@ def measure(model: Any) -> dict[str, Any]:
         "prefill_tokens": prefill_tokens,
         "prefill_seconds": min(_seconds(read) for _ in range(2)),
     }
+
+
+def this_machine(decoder: Decoder) -> plans.Machine:
+    """GPUs that torch sees, by their name; else the CPU, its matmuls and attention timed."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        known = next(
+            (
+                device
+                for device in plans.DEVICES.values()
+                if device.name.split()[0] in properties.name
+                and abs(device.memory_bytes / properties.total_memory - 1) < 0.1
+            ),
+            None,
+        )
+        gpu = torch.device("cuda")
+        peak = known.peak if known else matmul_peak(gpu, bf16=True, times=20)
+        link = known.link if known else plans.DEVICES["rtx4090"].link
+        device = plans.Device(properties.name, properties.total_memory, peak, link)
+        return plans.Machine(device, torch.cuda.device_count())
+    machine = provenance.device()
+    return plans.cpu(
+        f"{machine['processor']}, {torch.get_num_threads()} threads",
+        memory_bytes=machine["memory_gib"] * GIB,
+        peak=matmul_peak(torch.device("cpu"), bf16=False, times=60),
+        attention=attention_speed(decoder.heads, decoder.head_size),
+        tokens=ATTENTION_TOKENS,
+    )
 
 
 def matmul_peak(device: torch.device, bf16: bool, times: int = 3) -> float:

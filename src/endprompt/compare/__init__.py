@@ -1,0 +1,1 @@
+"""Arms times bases: what each gave, and paired differences with intervals."""
