@@ -69,6 +69,20 @@ def register(app: typer.Typer) -> None:
             help="Needles, and spans to recall verbatim, asked at each length.",
         ),
         eval_dtype: str = typer.Option("auto", "--eval-dtype", help=eval_screen.DTYPE),
+        suites: str | None = typer.Option(
+            None,
+            "--eval",
+            metavar="SUITES",
+            help="Suites of `eval run` that every arm is asked as well, with tasks and lengths: "
+            "ruler:vt+cwe@8k+64k,longbench,untaught,short:mmlu; none. Default: RULER at window "
+            "and target where GPUs make it cheap.",
+        ),
+        suite_settings: list[str] = typer.Option(
+            [],
+            "--eval-set",
+            metavar="KEY=VALUE",
+            help="An option of `eval run` for them, as samples=5 or longbench=folder.",
+        ),
         processes: int | None = typer.Option(
             None,
             "--processes",
@@ -101,6 +115,9 @@ def register(app: typer.Typer) -> None:
 
             endprompt extend my-llama --to 64k --text corpus/ --controls --out runs/64k
 
+            endprompt extend my-llama --to 64k --text corpus/ --out runs/64k
+            --eval ruler@8k+64k,untaught --eval-set samples=20
+
             endprompt extend my-llama --to 64k --text corpus/ --out runs/64k --dry-run > jobs.sh
         """
         from endprompt import recipe as recipes
@@ -117,8 +134,13 @@ def register(app: typer.Typer) -> None:
         from endprompt.io.silence import silence_libraries
 
         silence_libraries()
+        from endprompt.errors import EvaluationError
         from endprompt.extension import run as extension
+        from endprompt.extension import suites as asked
 
+        if suite_settings and suites is None:
+            raise EvaluationError("--eval-set is for the suites of --eval: name them too")
+        more = recipes.parse_overrides(suite_settings, option="--eval-set")
         request = extension.Request(
             model=model,
             target=target,
@@ -135,6 +157,7 @@ def register(app: typer.Typer) -> None:
             scaling_chosen=recipes.chooses_scaling(method, overrides),
             processes=processes,
             accelerate_config=accelerate_config,
+            suites=None if suites is None else asked.parse(suites, more),
         )
         if dry_run:
             _show_commands(request)

@@ -20,7 +20,9 @@ from endprompt.cost import flops
 from endprompt.errors import DataError, RecipeError
 from endprompt.extension import devices as on
 from endprompt.extension import record
+from endprompt.extension import suites as more
 from endprompt.extension.devices import Devices, Ranks
+from endprompt.extension.suites import RunSuite
 from endprompt.io import claims, digests, files, jobs, provenance, records
 from endprompt.io.secrets import redact
 from endprompt.models import embedded, precision
@@ -71,6 +73,8 @@ class Request:
     processes: int | None = None
     """Of each training; None: as many as the devices and the weights ask for."""
     accelerate_config: Path | None = None
+    suites: tuple[RunSuite, ...] | None = None
+    """Suites that every arm is asked; None: RULER where GPUs make it cheap."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Plan:
     documents: int
     devices: Devices
     ranks: Ranks
+    suites: list[RunSuite]
     costs: dict[str, Any]
     checks: list[dict[str, Any]]
 
@@ -134,6 +139,8 @@ def extend(
     chat: bool = False,
     processes: int | None = None,
     accelerate_config: str | Path | None = None,
+    suites: str | None = None,
+    suite_settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
 
@@ -150,6 +157,9 @@ def extend(
     chat      rows of the text are chats: they are written with the model's chat template
     processes  of each training; None: all GPUs, or one process on a CPU
     accelerate_config  of Accelerate, for the trainings; None: as the weights fit
+    suites    that every arm is asked, as "ruler:vt+cwe@8k+64k,untaught", "none"; None: RULER's
+              tasks at window and target where GPUs make them cheap
+    suite_settings  options of `eval run` for them, as {"samples": 5}
 
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
@@ -173,6 +183,7 @@ def extend(
         scaling_chosen=recipes.chooses_scaling(method, overrides),
         processes=processes,
         accelerate_config=Path(accelerate_config) if accelerate_config else None,
+        suites=None if suites is None else more.parse(suites, suite_settings),
     )
     return run(request, say=_unheard, watch=_unheard, show=_unheard)
 
@@ -239,6 +250,7 @@ class _Prepared:
     documents: int
     text: dict[str, Any]
     arms: list[Arm]
+    suites: list[RunSuite]
     settings: dict[str, Any]
     rows_cuttable: bool
 
@@ -274,6 +286,7 @@ def make_plan(
         documents=ready.documents,
         devices=ready.devices,
         ranks=ranks,
+        suites=ready.suites,
         costs=costs,
         checks=checked["checks"],
     )
@@ -336,6 +349,8 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
     arms = arms_of(recipe, request.controls, own)
     _rows(request, arms, model)  # what can't be made is said before anything runs
     require_room(Coder(tokenizer), lengths, needles=request.needles)
+    suites = _suites(request, recipe, config, base.window, devices)
+    more.require_askable(suites, tokenizer)
     return _Prepared(
         config=config,
         base=base,
@@ -346,8 +361,23 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
         documents=min(documents, text["holdout_documents"]),
         text=text,
         arms=arms,
+        suites=suites,
         settings=settings,
         rows_cuttable=on.cut_allowed(recipe, family.local_span(request.target)),
+    )
+
+
+def _suites(
+    request: Request, recipe: Recipe, config: Any, window: int, devices: Devices
+) -> list[RunSuite]:
+    decoder = flops.read(config)
+    return more.chosen(
+        request.suites,
+        window=window,
+        target=request.target,
+        decoder=decoder,
+        for_gpus=devices.for_gpus,
+        training=flops.row(recipe, decoder).total * recipe.amounts.rows,
     )
 
 
@@ -422,6 +452,9 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
             for arm in plan.arms
         ],
     }
+    for arm in record_of_run["arms"]:
+        if plan.suites:
+            arm["evaluation"]["suites"] = more.scores(request.out, arm["name"], plan.suites)
     record_of_run |= _rows_shown(request, plan)
     record_of_run["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
@@ -593,10 +626,13 @@ def _costs(ready: _Prepared, calibration: dict[str, Any], ranks: Ranks) -> dict[
     eval_seconds = 1.5 * ready.documents * flops.forward(decoder, max(ready.lengths)) / reading_rate
     needed = on.needed_bytes(recipe, decoder, ranks, calibration["gpu_bytes"])
     side = max(1, places // ranks.takes)
-    seconds = ready.trainings * train_seconds / side + len(arms) * eval_seconds / places
+    suite_seconds = [1.5 * more.operations(suite, decoder) / reading_rate for suite in ready.suites]
+    seconds = ready.trainings * train_seconds / side
+    seconds += len(arms) * (eval_seconds + sum(suite_seconds)) / places
     return {
         "train_seconds": train_seconds,
         "eval_seconds": eval_seconds,
+        "suite_seconds": suite_seconds,
         "total": {
             "steps": amounts.steps,
             "rows": amounts.rows,
@@ -633,7 +669,12 @@ def _jobs(
 
     costs  None: not known yet
     """
-    arms, seconds = ready.arms, costs or {"train_seconds": 60.0, "eval_seconds": 60.0}
+    seconds: dict[str, Any] = costs or {
+        "train_seconds": 60.0,
+        "eval_seconds": 60.0,
+        "suite_seconds": [60.0] * len(ready.suites),
+    }
+    arms = ready.arms
     data = str(request.out / "data")
     listed = []
     for arm in arms:
@@ -668,6 +709,12 @@ def _jobs(
                 needs=(f"train-{arm.name}",) if arm.trained else (),
                 seconds=seconds["eval_seconds"],
             )
+        )  # fmt: skip
+    for arm in arms:
+        needs = (f"train-{arm.name}",) if arm.trained else ()
+        listed += more.jobs_of(
+            ready.suites, request.out, arm.name, arm.label,
+            dtype=dtype, needs=needs, seconds=seconds["suite_seconds"],
         )  # fmt: skip
     if ranks.takes == ready.devices.places and ranks.takes > 1:
         return listed  # trainings have every device, then evaluations
