@@ -218,5 +218,4 @@ def _short(config: EvalConfig, target: _Target, folder: Path) -> Iterator[list[C
                 held.claim(settings)
                 write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
                 write_text(table, "".join(cell.model_dump_json() + "\n" for cell in cells))
-            lines = table.read_bytes().splitlines()
-            yield [results.Cell.model_validate_json(line) for line in lines]
+            yield results.read_cells(table)

@@ -16,7 +16,7 @@ from endprompt.cost.flops import Decoder
 from endprompt.errors import DependencyError, EndPromptError, EvaluationError, nearest
 from endprompt.eval import untaught
 from endprompt.eval.config import SUITES, EvalConfig, load
-from endprompt.eval.results import SAMPLES, SUMMARY, Cell, Sample, read_samples
+from endprompt.eval.results import SAMPLES, SUMMARY, Sample, read_cells, read_samples
 from endprompt.extension.record import summary
 from endprompt.io import files, jobs, records
 from endprompt.record import Answers
@@ -317,7 +317,7 @@ def _add(samples: Sequence[Sample], tasks: dict[str, dict[str, Any]]) -> None:
 
 
 def _add_short(path: Path, tasks: dict[str, dict[str, Any]]) -> None:
-    cells = [Cell.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    cells = read_cells(path)
     for task in dict.fromkeys(cell.task for cell in cells):
         here = [cell for cell in cells if cell.task == task]
         for name in USUAL:
