@@ -38,6 +38,7 @@ VALID: dict[type[record.Record], dict[str, Any]] = {
         "lengths": [64],
         "answers": [{"task": "mrcr", "length": 64, "depth": 0.5, "nll": 1.0, "right": 0.5}],
     },
+    record.Answers: {"cells": [], "asked": 2, "answered": 2, "failed": 0, "notes": ["made up"]},
     record.StudyArm: {
         "arm": "pose", "text": "a", "seed": 0, "target": 512, "recipe": {},
         "training": {

@@ -551,17 +551,17 @@ def build(values: dict[str, Any], what: str) -> Recipe:
         raise RecipeError(f"{what}: {'; '.join(_faults(error))}") from None
 
 
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+def parse_overrides(assignments: list[str], option: str = "--set") -> dict[str, Any]:
     """`["training.seed=3"]` to `{"training.seed": 3}`; values are read as YAML."""
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise RecipeError(f"--set {assignment}: write key=value, as in training.seed=3")
+            raise RecipeError(f"{option} {assignment}: write key=value, as in training.seed=3")
         try:
             overrides[key] = yaml_text.load(value)
         except yaml.YAMLError:
-            raise RecipeError(f"--set {assignment}: {value!r} is no YAML value") from None
+            raise RecipeError(f"{option} {assignment}: {value!r} is no YAML value") from None
         if isinstance(overrides[key], str):  # YAML 1.1 reads 1e-4 as text
             try:
                 overrides[key] = float(value)

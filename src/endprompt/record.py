@@ -211,6 +211,21 @@ class Untaught(Record):
     answers: list[UntaughtAnswer]
 
 
+class Answers(Record):
+    """summary.json: what a suite of `eval run` gave.
+
+    notes  what a reader of the scores has to know
+    """
+
+    remedy: ClassVar[str] = "remove its folder: it is asked again"
+
+    cells: list[Json]
+    asked: Count
+    answered: Count
+    failed: Count
+    notes: list[str]
+
+
 class StudyArm(Record):
     """One arm of a study on one text with one training seed, on a real model."""
 
@@ -250,7 +265,19 @@ class Split(Record):
     copied_tokens: Count = 0
 
 
-KINDS = (Training, Window, Run, Checks, Timings, Base, LabResult, Untaught, StudyArm, Split)
+KINDS = (
+    Training,
+    Window,
+    Run,
+    Checks,
+    Timings,
+    Base,
+    LabResult,
+    Untaught,
+    Answers,
+    StudyArm,
+    Split,
+)
 """Every type of file."""
 
 

@@ -104,7 +104,7 @@ READERS = {
     "data/manifest.py", "data/prepare.py", "data/remote.py",  # sealed by a checksum of their own
     "data/readers.py",
     "data/json_rows.py",  # the user's files, line by line
-    "eval/results.py", "eval/run.py",  # JSON lines, each a type of its own
+    "eval/results.py",  # JSON lines, each a type of its own
     "eval/ruler/counting.py",  # what a tokenizer says of itself
     "export/verify.py", "export/checkpoint.py",  # config.json is Transformers'
     "models/checkpoint.py", "models/checkpoint_files.py",

@@ -132,6 +132,9 @@ def run(
     timeout: float = typer.Option(600.0, "--timeout", help="Seconds for one answer of a server."),
     tries: int = typer.Option(5, "--tries", min=1, help="How often a request is sent at most."),
     dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
+    progress: Path | None = typer.Option(
+        None, "--progress", help="File to keep the progress in, for another process to read."
+    ),
 ) -> None:
     """Evaluate a checkpoint on this machine, or a model on a server.
 
@@ -152,7 +155,7 @@ def run(
     from endprompt.eval.config import load
     from endprompt.io.silence import silence_libraries
 
-    chosen = load(config, screen.given(ctx, "config", "out"))
+    chosen = load(config, screen.given(ctx, "config", "out", "progress"))
     if chosen.server is None:
         silence_libraries()
     from endprompt.eval.run import evaluate
@@ -162,7 +165,8 @@ def run(
         if summary is not None:
             _show(name, summary, chosen.lengths)
 
-    done = evaluate(chosen, out, bar=screen.bar, show=show)
+    bar = screen.bar if progress is None else screen.parts_of_progress(progress, chosen.tasks)
+    done = evaluate(chosen, out, bar=bar, show=show)
     if done.troubles:
         echo(
             "the server's troubles, retried ones included: "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Engine
+    from endprompt.eval.run import Bar
 
 
 DTYPE = (
@@ -56,6 +58,18 @@ def bar(what: str, total: float = 1.0) -> Generator[Callable[[float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def parts_of_progress(path: Path, names: Sequence[str]) -> Bar:
+    """Bars for another process to read: several suites as parts of one."""
+    from endprompt.io.progress import tell
+
+    @contextmanager
+    def part(name: str, total: float) -> Generator[Callable[[float], None]]:
+        before = list(names).index(name)
+        yield lambda done: tell(path, before + done / max(total, 1), len(names))
+
+    return part
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

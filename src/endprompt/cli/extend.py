@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from endprompt.cli import eval_screen
+from endprompt.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from endprompt.extension.run import Request
 
 
 def register(app: typer.Typer) -> None:
@@ -64,6 +69,39 @@ def register(app: typer.Typer) -> None:
             help="Needles, and spans to recall verbatim, asked at each length.",
         ),
         eval_dtype: str = typer.Option("auto", "--eval-dtype", help=eval_screen.DTYPE),
+        suites: str | None = typer.Option(
+            None,
+            "--eval",
+            metavar="SUITES",
+            help="Suites of `eval run` that every arm is asked as well, with tasks and lengths: "
+            "ruler:vt+cwe@8k+64k,longbench,untaught,short:mmlu; none. Default: RULER at window "
+            "and target where GPUs make it cheap.",
+        ),
+        suite_settings: list[str] = typer.Option(
+            [],
+            "--eval-set",
+            metavar="KEY=VALUE",
+            help="An option of `eval run` for them, as samples=5 or longbench=folder.",
+        ),
+        processes: int | None = typer.Option(
+            None,
+            "--processes",
+            min=1,
+            help="Processes of each training: GPUs, or shares of a CPU. Default: every GPU, or "
+            "several trainings side by side where a step fits one; 1 on a CPU.",
+        ),
+        accelerate_config: Path | None = typer.Option(
+            None,
+            "--accelerate-config",
+            help="YAML of `accelerate config` for the trainings. Default: DDP where the weights "
+            "fit, FSDP 2 where they don't, rows cut among GPUs where no GPU holds one.",
+        ),
+        dry_run: bool = typer.Option(
+            False,
+            "--dry-run",
+            help="Check, prepare the text, and print the command of every job, for a scheduler; "
+            "without this option the same command takes up what they left.",
+        ),
     ) -> None:
         """Extend a model's context window, and prove it.
 
@@ -76,6 +114,11 @@ def register(app: typer.Typer) -> None:
             endprompt extend --out runs/demo
 
             endprompt extend my-llama --to 64k --text corpus/ --controls --out runs/64k
+
+            endprompt extend my-llama --to 64k --text corpus/ --out runs/64k
+            --eval ruler@8k+64k,untaught --eval-set samples=20
+
+            endprompt extend my-llama --to 64k --text corpus/ --out runs/64k --dry-run > jobs.sh
         """
         from endprompt import recipe as recipes
         from endprompt import units
@@ -91,8 +134,13 @@ def register(app: typer.Typer) -> None:
         from endprompt.io.silence import silence_libraries
 
         silence_libraries()
+        from endprompt.errors import EvaluationError
         from endprompt.extension import run as extension
+        from endprompt.extension import suites as asked
 
+        if suite_settings and suites is None:
+            raise EvaluationError("--eval-set is for the suites of --eval: name them too")
+        more = recipes.parse_overrides(suite_settings, option="--eval-set")
         request = extension.Request(
             model=model,
             target=target,
@@ -107,10 +155,37 @@ def register(app: typer.Typer) -> None:
             chat=chat,
             command=provenance.command(),
             scaling_chosen=recipes.chooses_scaling(method, overrides),
+            processes=processes,
+            accelerate_config=accelerate_config,
+            suites=None if suites is None else asked.parse(suites, more),
         )
+        if dry_run:
+            _show_commands(request)
+            return
         with Screen() as screen:
             run = extension.run(request, say=screen.say, watch=screen.watch, show=screen.plan)
         _show(run, out)
+
+
+def _show_commands(request: Request) -> None:
+    """A shell script of every job, and of this command at its end."""
+    from endprompt.extension import run as extension
+
+    def say(*lines: str) -> None:
+        echo(*(f"# {line}" for line in lines))
+
+    say("Jobs in an order in which they can run; each needs those that its line names.")
+    listed = extension.commands(request, say=say)
+    echo("", "set -e", f"cd {shlex.quote(str(Path.cwd()))}")
+    for job, line in listed:
+        after = f", after {', '.join(job.needs)}" if job.needs else ""
+        takes = f", on {job.takes} devices" if job.takes > 1 else ""
+        done = ", done" if job.result.exists() else ""
+        echo("")
+        say(f"{job.name}: {job.label}{takes}{after}{done}")
+        echo(line)
+    echo("", "# report, after all of these")
+    echo(request.command.replace(" --dry-run", "", 1))
 
 
 def _show(run: dict[str, Any], out: Path) -> None:

@@ -54,9 +54,13 @@ class Screen:
 
     def plan(self, plan: Plan) -> None:
         """What will be done, what it costs, and what is done already."""
+        from endprompt.extension.devices import in_words
+        from endprompt.extension.suites import in_words as suites_in_words
+
         total, model = plan.costs["total"], plan.model
         finished = [job.label for job in plan.jobs if job.result.exists()]
-        left = sum(job.seconds for job in plan.jobs if not job.result.exists()) / plan.at_once
+        waiting = [job for job in plan.jobs if not job.result.exists()]
+        left = sum(job.seconds * job.takes for job in waiting) / plan.devices.places
         copied = plan.text["copied_tokens"]
         without = f", {copied:,} left out (copies of held-out text)" if copied else ""
         self.say(
@@ -71,8 +75,16 @@ class Screen:
             f"and {total['memory_gib']:.1f} GiB each",
             f"then     {total['evaluations']} evaluations at {_joined(plan.lengths)} tokens, "
             f"about {plan.costs['eval_seconds'] / 60:.1f} min each",
-            f"in all   about {left / 60:.0f} min, {plan.at_once} job(s) at once with "
-            f"{plan.threads} thread(s) each",
+            *(
+                [
+                    f"suites   {suites_in_words(plan.suites)} for each arm, about "
+                    f"{sum(plan.costs['suite_seconds']) / 60:.1f} min each"
+                ]
+                if plan.suites
+                else []
+            ),
+            f"devices  {in_words(plan.devices, plan.ranks, total['trainings'])}",
+            f"in all   about {left / 60:.0f} min",
         )
         passed = sum(check["passed"] for check in plan.checks)
         self.say(f"position check: {passed} of {len(plan.checks)} passed")

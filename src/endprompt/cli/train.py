@@ -135,10 +135,9 @@ def register(app: typer.Typer) -> None:
                 progress=show,
             )
         except Exception as error:
-            if not launch.is_rank():
-                raise
-            launch.report(error)
-            raise typer.Exit(1) from None
+            if launch.report(error):
+                raise typer.Exit(1) from None
+            raise
         PartialState().destroy_process_group()  # its threads can abort a rank that ends with it
         if not first:
             return

@@ -146,6 +146,24 @@ def tasks_path() -> Path:
     return Path(__file__).parent / "tasks"
 
 
+def task_manager(
+    tasks: Sequence[str], include: Path | None = None, metadata: dict[str, Any] | None = None
+) -> Any:
+    """lm-eval's index of tasks. Raises EvaluationError for one that it does not know."""
+    from lm_eval.tasks import TaskManager
+
+    folders: list[str | Path] = [tasks_path(), *([include] if include else [])]
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # lm-eval's own thousands of tasks take seconds to index: only where one of them is asked for.
+    manager = TaskManager(include_path=folders, metadata=metadata, include_defaults=False)
+    if not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=folders, metadata=metadata)
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
+        raise EvaluationError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")
+    return manager
+
+
 def run_tasks(
     model: Any,
     tasks: Sequence[str],
@@ -170,17 +188,8 @@ def run_tasks(
     Raises EvaluationError for a task that lm-eval does not know or whose data is out of reach.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    folders: list[str | Path] = [tasks_path(), *([include] if include else [])]
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # lm-eval's own thousands of tasks take seconds to index: only where one of them is asked for.
-    manager = TaskManager(include_path=folders, metadata=metadata, include_defaults=False)
-    if not all(manager.match_tasks([task]) for task in tasks):
-        manager = TaskManager(include_path=folders, metadata=metadata)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
-    if unknown:
-        raise EvaluationError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")
+    manager = task_manager(tasks, include, metadata)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluated: Any = simple_evaluate(

@@ -266,6 +266,14 @@ def read_samples(path: Path, *, repair: bool = False) -> list[Sample]:
     return samples
 
 
+def read_cells(path: Path) -> list[Cell]:
+    """Cells of one of lm-eval's tasks, as `eval run` writes them. Raises DataError."""
+    try:
+        return [Cell.model_validate_json(line) for line in path.read_bytes().splitlines()]
+    except ValidationError as error:
+        raise DataError(f"{path} holds no results: remove it, and run again") from error
+
+
 def summarise(
     samples: Sequence[Sample],
     settings: dict[str, Any],

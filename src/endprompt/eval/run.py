@@ -64,7 +64,7 @@ def evaluate(
     with claims.output(out, "eval run", reads=config.reads) as held:
         target = _Target.of(config)
         for name in (name for name in config.tasks if name != "short"):
-            suite = _suite(name, config, target.coder)
+            suite = suite_of(name, config, target.coder)
             held.claim({})
             summary = _answer(suite, config, target, out / name, bar)
             show(name, summary.cells, summary)
@@ -113,8 +113,11 @@ class _Target:
         return cls(coder, client, asked, client=client)
 
 
-def _suite(name: str, config: EvalConfig, coder: Coder) -> Suite:
-    """Questions of a suite."""
+def suite_of(name: str, config: EvalConfig, coder: Coder) -> Suite:
+    """Questions of a suite, sized by a tokenizer; of all but `short`, which are lm-eval's.
+
+    Raises an EndPromptError for data that can't be had.
+    """
     if name == "ruler":
         return suites.ruler_suite(
             coder,
@@ -215,5 +218,4 @@ def _short(config: EvalConfig, target: _Target, folder: Path) -> Iterator[list[C
                 held.claim(settings)
                 write_text(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
                 write_text(table, "".join(cell.model_dump_json() + "\n" for cell in cells))
-            lines = table.read_bytes().splitlines()
-            yield [results.Cell.model_validate_json(line) for line in lines]
+            yield results.read_cells(table)

@@ -7,19 +7,22 @@ resumes when the same command is given again.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from endprompt import rope
-from endprompt.cost import flops, memory
+from endprompt.cost import flops
 from endprompt.errors import DataError, RecipeError
+from endprompt.extension import devices as on
 from endprompt.extension import record
+from endprompt.extension import suites as more
+from endprompt.extension.devices import Devices, Ranks
+from endprompt.extension.suites import RunSuite
 from endprompt.io import claims, digests, files, jobs, provenance, records
 from endprompt.io.secrets import redact
 from endprompt.models import embedded, precision
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 64
 """Rows of each arm that the report's example and distances are taken from."""
-WORKERS = 2
-"""Jobs side by side on a CPU, each with its share of the cores."""
 CHECKPOINT_BYTES = 2 * 12
 """Bytes a parameter of the two checkpoints that are kept: weights and AdamW's two moments."""
 
@@ -69,6 +70,11 @@ class Request:
     command: str = "endprompt extend"
     scaling_chosen: bool = False
     """False: a base with a rule of its own keeps that rule, whatever the recipe's."""
+    processes: int | None = None
+    """Of each training; None: as many as the devices and the weights ask for."""
+    accelerate_config: Path | None = None
+    suites: tuple[RunSuite, ...] | None = None
+    """Suites that every arm is asked; None: RULER where GPUs make it cheap."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,9 @@ class Plan:
     jobs: list[jobs.Job]
     lengths: list[int]
     documents: int
-    at_once: int
-    threads: int
+    devices: Devices
+    ranks: Ranks
+    suites: list[RunSuite]
     costs: dict[str, Any]
     checks: list[dict[str, Any]]
 
@@ -130,6 +137,10 @@ def extend(
     needles: int = 16,
     eval_dtype: str = "auto",
     chat: bool = False,
+    processes: int | None = None,
+    accelerate_config: str | Path | None = None,
+    suites: str | None = None,
+    suite_settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Extend a model's window and evaluate it, as `endprompt extend` does without a screen.
 
@@ -144,6 +155,11 @@ def extend(
     eval_dtype  precision of the evaluation: auto (the model's own), fast (bfloat16 where this
               machine is fast in it), float32, bfloat16, float16
     chat      rows of the text are chats: they are written with the model's chat template
+    processes  of each training; None: all GPUs, or one process on a CPU
+    accelerate_config  of Accelerate, for the trainings; None: as the weights fit
+    suites    that every arm is asked, as "ruler:vt+cwe@8k+64k,untaught", "none"; None: RULER's
+              tasks at window and target where GPUs make them cheap
+    suite_settings  options of `eval run` for them, as {"samples": 5}
 
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
@@ -165,6 +181,9 @@ def extend(
         chat=chat,
         command="endprompt.extend(...)",
         scaling_chosen=recipes.chooses_scaling(method, overrides),
+        processes=processes,
+        accelerate_config=Path(accelerate_config) if accelerate_config else None,
+        suites=None if suites is None else more.parse(suites, suite_settings),
     )
     return run(request, say=_unheard, watch=_unheard, show=_unheard)
 
@@ -193,14 +212,15 @@ def run(
         _require_disk(request.out, plan)
         for arm in plan.arms:
             if not arm.trained:
-                _link(plan, arm, request)
+                _link(model, arm, request)
         seconds = jobs.run(
             plan.jobs,
             request.out / "jobs",
-            at_once=plan.at_once,
-            threads=plan.threads,
+            at_once=plan.devices.places,
+            threads=plan.devices.threads,
             watch=watch,
             lock=lock,
+            gpus=plan.devices.gpus,
         )
         record_of_run = gather(request, plan)
         record_of_run["timings"] = _timings(request.out, seconds, time.time() - began)
@@ -213,14 +233,93 @@ def run(
     return record_of_run
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known of a run before anything computes.
+
+    settings   what the folder is claimed with
+    precision  of the base's stored weights
+    """
+
+    config: Any
+    base: rope.Base
+    precision: str
+    devices: Devices
+    recipe: Recipe
+    lengths: list[int]
+    documents: int
+    text: dict[str, Any]
+    arms: list[Arm]
+    suites: list[RunSuite]
+    settings: dict[str, Any]
+    rows_cuttable: bool
+
+    @property
+    def trainings(self) -> int:
+        return sum(arm.trained for arm in self.arms)
+
+
 def make_plan(
     request: Request, model: str, say: Say, watch: jobs.Watcher, held: claims.Output
 ) -> Plan:
     """Prepare the data, check positions, count the cost; the folder is claimed at the end."""
+    ready = _prepare_run(request, model, say, held)
+    waiting = [arm for arm in ready.arms if arm.trained and not _result(request, arm).exists()]
+    on.require_startable(ready.devices, len(waiting))
+    checked = _check(request, model, ready.recipe, ready.devices, watch, held.lock)
+    held.claim(ready.settings)
+    calibration = checked["calibration"]
+    dtype = request.eval_dtype
+    if dtype == "fast":  # measured once, so that a run that is resumed has the same
+        dtype = "bfloat16" if calibration["fast_in_bf16"] else "auto"
+    say(f"evaluation in {ready.precision if dtype == 'auto' else dtype}; "
+        f"the model is stored in {ready.precision}")  # fmt: skip
+    ranks = _ranks(request, ready, calibration["gpu_bytes"])
+    costs = _costs(ready, calibration, ranks)
+    return Plan(
+        model=_about_model(request.model, model, ready.config, ready.base, calibration),
+        text=ready.text,
+        recipe=ready.recipe,
+        arms=ready.arms,
+        jobs=_jobs(request, model, ready, ranks, costs, dtype),
+        lengths=ready.lengths,
+        documents=ready.documents,
+        devices=ready.devices,
+        ranks=ranks,
+        suites=ready.suites,
+        costs=costs,
+        checks=checked["checks"],
+    )
+
+
+def commands(request: Request, say: Say) -> list[tuple[jobs.Job, str]]:
+    """The jobs of a run and their shell commands, in an order in which they can be run by hand.
+
+    Text is prepared, recipes are written and untrained arms linked, for the commands to read. The
+    folder is claimed: `run`, given the same request, takes up what the commands left. Raises an
+    EndPromptError for everything that a user can cause.
+    """
+    model = embedded.resolve(request.model)
+    with claims.output(request.out, "extend", reads=[model, *request.text]) as held:
+        ready = _prepare_run(request, model, say, held)
+        held.claim(ready.settings)
+        ranks = _ranks(request, ready, on.gpu_memory())
+        listed = _jobs(request, model, ready, ranks, None, request.eval_dtype)
+        for arm in ready.arms:
+            if not arm.trained:
+                _link(model, arm, request)
+        check = _check_job(request, model, ready.recipe)
+        listed = [check, *(replace(job, needs=(check.name, *job.needs)) for job in listed)]
+    return [(job, on.shell(job, ready.devices, ranks.machines)) for job in listed]
+
+
+def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) -> _Prepared:
+    """Refuse what can't be, prepare the text, and take the folder."""
     from endprompt.eval.engine import Coder
     from endprompt.eval.window import require_room
     from endprompt.models import checkpoint as models
 
+    devices = on.here(request.processes, request.accelerate_config)
     config = models.load_config(model)
     family = models.family_of(model, config)
     base = family.base
@@ -229,49 +328,76 @@ def make_plan(
     models.scaled_parameters(family, asked, request.target)  # refuses what has no form
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
-    gpus = _gpus()
-    recipe = asked.resolve(window=base.window, target=request.target, gpu=gpus > 0, base=base)
+    recipe = asked.resolve(
+        window=base.window, target=request.target, gpu=devices.for_gpus, base=base
+    )
+    if not recipe.trained and recipe.rope.scaling == "none":
+        raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
+    on.require_divisible(devices, recipe)
     lengths = request.lengths or default_lengths(base.window, request.target)
     if max(lengths) > request.target:
         raise RecipeError(
             f"--lengths go to {max(lengths)}, past the target of {request.target} tokens"
         )
     tokenizer = models.load_tokenizer(model)
-    documents = request.documents or (4 if gpus else 1)
+    documents = request.documents or (4 if devices.for_gpus else 1)
     settings = _claimed(request, model, recipe, lengths, documents)
     held.require(settings)
     _reserve(held)
     data = request.out / "data"
     text = _prepare(request, recipe, tokenizer, lengths, documents, data, say,
                     fresh=held.claimed is None)  # fmt: skip
-    documents = min(documents, text["holdout_documents"])
     own = rope.name_of(base.parameters) if base.parameters else ""
     arms = arms_of(recipe, request.controls, own)
     _rows(request, arms, model)  # what can't be made is said before anything runs
     require_room(Coder(tokenizer), lengths, needles=request.needles)
-    at_once, threads = (1, max(1, os.cpu_count() or 1)) if gpus else _workers()
-    checked = _check(request, model, recipe, threads, watch, held.lock)
-    held.claim(settings)
-
-    dtype = request.eval_dtype
-    if dtype == "fast":  # measured once, so that a run that is resumed has the same
-        dtype = "bfloat16" if checked["calibration"]["fast_in_bf16"] else "auto"
-    say(f"evaluation in {stored.precision if dtype == 'auto' else dtype}; "
-        f"the model is stored in {stored.precision}")  # fmt: skip
-    costs = _costs(recipe, arms, config, lengths, documents, checked["calibration"], at_once)
-    return Plan(
-        model=_about_model(request.model, model, config, base, checked["calibration"]),
-        text=text,
+    suites = _suites(request, recipe, config, base.window, devices)
+    more.require_askable(suites, tokenizer)
+    return _Prepared(
+        config=config,
+        base=base,
+        precision=stored.precision,
+        devices=devices,
         recipe=recipe,
-        arms=arms,
-        jobs=_jobs(request, model, arms, lengths, documents, costs, dtype),
         lengths=lengths,
-        documents=documents,
-        at_once=at_once,
-        threads=threads,
-        costs=costs,
-        checks=checked["checks"],
+        documents=min(documents, text["holdout_documents"]),
+        text=text,
+        arms=arms,
+        suites=suites,
+        settings=settings,
+        rows_cuttable=on.cut_allowed(recipe, family.local_span(request.target)),
     )
+
+
+def _suites(
+    request: Request, recipe: Recipe, config: Any, window: int, devices: Devices
+) -> list[RunSuite]:
+    decoder = flops.read(config)
+    return more.chosen(
+        request.suites,
+        window=window,
+        target=request.target,
+        decoder=decoder,
+        for_gpus=devices.for_gpus,
+        training=flops.row(recipe, decoder).total * recipe.amounts.rows,
+    )
+
+
+def _ranks(request: Request, ready: _Prepared, gpu_bytes: float) -> Ranks:
+    return on.ranks_of(
+        ready.devices,
+        ready.recipe,
+        flops.read(ready.config),
+        trainings=ready.trainings,
+        gpu_bytes=gpu_bytes,
+        out=request.out,
+        cuttable=ready.rows_cuttable,
+    )
+
+
+def _result(request: Request, arm: Arm) -> Path:
+    """What a training leaves at its end."""
+    return request.out / "arms" / arm.name / "train.json"
 
 
 def _suited(recipe: Recipe, family: Any, say: Say) -> Recipe:
@@ -328,6 +454,9 @@ def gather(request: Request, plan: Plan) -> dict[str, Any]:
             for arm in plan.arms
         ],
     }
+    for arm in record_of_run["arms"]:
+        if plan.suites:
+            arm["evaluation"]["suites"] = more.scores(request.out, arm["name"], plan.suites)
     record_of_run |= _rows_shown(request, plan)
     record_of_run["checkpoint"] = str(request.out / "arms" / plan.arms[-1].name / "model")
     for arm in plan.arms:
@@ -448,37 +577,44 @@ def _prepare(
 
 
 def _check(
-    request: Request, model: str, recipe: Recipe, threads: int, watch: jobs.Watcher, lock: int
+    request: Request,
+    model: str,
+    recipe: Recipe,
+    devices: Devices,
+    watch: jobs.Watcher,
+    lock: int,
 ) -> dict[str, Any]:
     """The position check and a short calibration, as a job; stops the run when it fails."""
-    result = request.out / "doctor.json"
-    path = request.out / "recipe.yaml"
+    job = _check_job(request, model, recipe)
+    jobs.run(
+        [job],
+        request.out / "jobs",
+        at_once=1,
+        threads=devices.threads,
+        watch=watch,
+        lock=lock,
+        gpus=devices.gpus[:1],
+    )
+    return records.read(job.result, Checks).plain()
+
+
+def _check_job(request: Request, model: str, recipe: Recipe) -> jobs.Job:
+    result, path = request.out / "doctor.json", request.out / "recipe.yaml"
     files.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     arguments = ["doctor", model, "--to", str(request.target), "--method", str(path)]
-    if not recipe.trained and recipe.rope.scaling == "none":
-        raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
-    job = jobs.Job(
+    return jobs.Job(
         "check",
         "position check and calibration",
         [*arguments, "--calibrate", "--json", str(result)],
         result,
         seconds=30,
     )
-    jobs.run([job], request.out / "jobs", at_once=1, threads=threads, watch=watch, lock=lock)
-    return records.read(result, Checks).plain()
 
 
-def _costs(
-    recipe: Recipe,
-    arms: list[Arm],
-    config: Any,
-    lengths: list[int],
-    documents: int,
-    calibration: dict[str, Any],
-    at_once: int,
-) -> dict[str, Any]:
+def _costs(ready: _Prepared, calibration: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """FLOPs, seconds and memory of a training and an evaluation, from the calibration's rates."""
-    decoder = flops.read(config)
+    recipe, arms, places = ready.recipe, ready.arms, ready.devices.places
+    decoder = flops.read(ready.config)
     training_rate = (
         flops.training(decoder, calibration["step_tokens"]).total / calibration["step_seconds"]
     )
@@ -487,24 +623,18 @@ def _costs(
     )
     amounts = recipe.amounts
     train_seconds = flops.row(recipe, decoder).total * amounts.rows / training_rate
+    train_seconds /= ranks.processes
     # long contexts are read at a lower rate than the calibration's short one
-    eval_seconds = 1.5 * documents * flops.forward(decoder, max(lengths)) / reading_rate
-    trained = sum(arm.trained for arm in arms)
-    held, tokens = recipe.training.memory(), memory.TOKENS_AT_ONCE
-    if calibration["gpu_bytes"]:
-        tokens = memory.tokens_at_once(decoder, calibration["gpu_bytes"], **held)
-    rows_at_once, passes = amounts.batches(1, tokens)
-    needed = memory.train_memory_bytes(
-        decoder,
-        row_tokens=amounts.row_tokens,
-        rows_at_once=rows_at_once,
-        accumulates=passes > 1,
-        **held,
-    ).total
-    seconds = (trained * train_seconds + len(arms) * eval_seconds) / at_once
+    eval_seconds = 1.5 * ready.documents * flops.forward(decoder, max(ready.lengths)) / reading_rate
+    needed = on.needed_bytes(recipe, decoder, ranks, calibration["gpu_bytes"])
+    side = max(1, places // ranks.takes)
+    suite_seconds = [1.5 * more.operations(suite, decoder) / reading_rate for suite in ready.suites]
+    seconds = ready.trainings * train_seconds / side
+    seconds += len(arms) * (eval_seconds + sum(suite_seconds)) / places
     return {
         "train_seconds": train_seconds,
         "eval_seconds": eval_seconds,
+        "suite_seconds": suite_seconds,
         "total": {
             "steps": amounts.steps,
             "rows": amounts.rows,
@@ -513,7 +643,7 @@ def _costs(
             "flops": flops.row(recipe, decoder).total * amounts.rows,
             "minutes": seconds / 60,
             "memory_gib": needed / 2**30,
-            "trainings": trained,
+            "trainings": ready.trainings,
             "evaluations": len(arms),
         },
     }
@@ -524,19 +654,29 @@ def _require_disk(out: Path, plan: Plan) -> None:
     parameters = plan.model["parameters"]
     waiting = sum(arm.trained and not (out / "arms" / arm.name / "model").exists()
                   for arm in plan.arms)  # fmt: skip
-    needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, plan.at_once)
+    side = max(1, plan.devices.places // plan.ranks.takes)
+    needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, side)
     files.require_room(out, needed, "models and checkpoints")
 
 
 def _jobs(
     request: Request,
     model: str,
-    arms: list[Arm],
-    lengths: list[int],
-    documents: int,
-    costs: dict[str, Any],
+    ready: _Prepared,
+    ranks: Ranks,
+    costs: dict[str, Any] | None,
     dtype: str,
 ) -> list[jobs.Job]:
+    """Trainings and evaluations, in the order in which they are best started.
+
+    costs  None: not known yet
+    """
+    seconds: dict[str, Any] = costs or {
+        "train_seconds": 60.0,
+        "eval_seconds": 60.0,
+        "suite_seconds": [60.0] * len(ready.suites),
+    }
+    arms = ready.arms
     data = str(request.out / "data")
     listed = []
     for arm in arms:
@@ -550,9 +690,10 @@ def _jobs(
                     f"train-{arm.name}",
                     f"train {arm.label}",
                     ["train", str(path), "--model", model, "--data", data,
-                     "--to", str(request.target), "--out", str(folder)],
-                    folder / "train.json",
-                    seconds=costs["train_seconds"],
+                     "--to", str(request.target), "--out", str(folder), *ranks.options()],
+                    _result(request, arm),
+                    seconds=seconds["train_seconds"],
+                    takes=ranks.takes,
                 )
             )  # fmt: skip
     for arm in arms:
@@ -562,24 +703,32 @@ def _jobs(
                 f"eval-{arm.name}",
                 f"evaluate {arm.label}",
                 ["eval", "window", str(folder / "model"), "--data", data,
-                 "--lengths", ",".join(map(str, lengths)), "--documents", str(documents),
+                 "--lengths", ",".join(map(str, ready.lengths)),
+                 "--documents", str(ready.documents),
                  "--needles", str(request.needles), "--dtype", dtype,
                  "--json", str(folder / "window.json")],
                 folder / "window.json",
                 needs=(f"train-{arm.name}",) if arm.trained else (),
-                seconds=costs["eval_seconds"],
+                seconds=seconds["eval_seconds"],
             )
         )  # fmt: skip
+    for arm in arms:
+        needs = (f"train-{arm.name}",) if arm.trained else ()
+        listed += more.jobs_of(
+            ready.suites, request.out, arm.name, arm.label,
+            dtype=dtype, needs=needs, seconds=seconds["suite_seconds"],
+        )  # fmt: skip
+    if ranks.takes == ready.devices.places and ranks.takes > 1:
+        return listed  # trainings have every device, then evaluations
     # the base is read beside the first training: what is wrong with the text shows early
     return sorted(listed, key=lambda job: job.name != "eval-base")
 
 
-def _link(plan: Plan, arm: Arm, request: Request) -> None:
+def _link(model: str, arm: Arm, request: Request) -> None:
     from endprompt.models import checkpoint as models
 
     folder = request.out / "arms" / arm.name / "model"
     if not folder.is_dir():
-        model = plan.model["path"]
         config = models.scaled_config(model, arm.recipe, request.target)
         models.link(model, config, models.load_tokenizer(model), folder, request.target)
 
@@ -621,18 +770,3 @@ def _timings(out: Path, seconds: dict[str, float], total: float) -> dict[str, fl
     )
     files.write_json(path, timings)
     return timings
-
-
-def _workers() -> tuple[int, int]:
-    cores = os.cpu_count() or 1
-    at_once = min(WORKERS, cores)
-    return at_once, max(1, cores // at_once)
-
-
-def _gpus() -> int:
-    """GPUs that torch sees, asked in a process of its own only where a driver is there."""
-    if not Path("/dev/nvidia0").exists() and not Path("/dev/kfd").exists():
-        return 0
-    import torch
-
-    return torch.cuda.device_count()

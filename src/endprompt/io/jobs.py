@@ -118,8 +118,8 @@ def schedule(
     What stands first is started first. Raises what the first failure raises; what runs then is
     stopped.
     """
-    assert all(1 <= job.takes <= at_once for job in work)
     waiting = [job for job in work if not job.done]
+    assert all(1 <= job.takes <= at_once for job in waiting)
     done = {job.name for job in work if job.done}
     running: dict[str, tuple[W, Running, list[int], float]] = {}
     free = list(range(at_once))

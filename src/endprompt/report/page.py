@@ -48,6 +48,7 @@ def render_all(runs: Mapping[str, Run]) -> str:
         warnings=differences(runs),
         parts=[_part(name, run, place) for place, (name, run) in enumerate(runs.items())],
         results=tables.results(whole),
+        suites=tables.suite_tasks(whole),
         compared=tables.compared(whole),
         by_distance=tables.needle_by_distance(whole),
         needles=tables.needle_by_depth(whole),

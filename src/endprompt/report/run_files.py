@@ -66,6 +66,27 @@ class Measured:
     scores: Scores
 
 
+def metrics(run: Run) -> tuple[Metric, ...]:
+    """What arms of a run are measured by: METRICS, and the average of each suite they were asked.
+
+    A suite without lengths has no average.
+    """
+    labels: dict[str, str] = {}
+    for arm in arms(run):
+        for name, suite in suites(arm).items():
+            if suite.get("by_length"):
+                labels.setdefault(name, str(suite.get("label") or name))
+    return METRICS + tuple(
+        Metric(name, label, "share", ("suites", name, "by_length"), True)
+        for name, label in labels.items()
+    )
+
+
+def suites(arm: Arm) -> dict[str, Mapping[str, Any]]:
+    """What an arm scored in each suite that it was asked."""
+    return (arm.get("evaluation") or {}).get("suites") or {}
+
+
 def read(path: Path) -> dict[str, Any]:
     """The record in `path`: a run's folder, or its run.json itself.
 
@@ -142,6 +163,8 @@ def lengths(run: Run, metric: Metric, *, among: Iterable[Arm] | None = None) -> 
     """Lengths at which any arm was measured by `metric`, ascending."""
     lengths: set[int] = set()
     for arm in arms(run) if among is None else among:
-        at: Any = (arm.get("evaluation") or {}).get(metric.path[0]) or {}
+        at: Any = arm.get("evaluation") or {}
+        for key in metric.path:
+            at = at.get(key) or {}
         lengths |= {int(key) for key in at if measured(arm, metric, int(key)) is not None}
     return sorted(lengths)

@@ -14,14 +14,15 @@ from endprompt.distances import QUARTERS
 from endprompt.io.files import write_text
 from endprompt.io.provenance import Computation
 from endprompt.report.run_files import (
-    METRICS,
     Metric,
     Run,
     arms,
     label,
     lengths,
     measured,
+    metrics,
     number,
+    suites,
     window,
 )
 from endprompt.report.verdict import comparisons
@@ -136,7 +137,44 @@ def by_length(run: Run, metric: Metric) -> Table | None:
 
 def results(run: Run) -> list[Table]:
     """One table by length for each metric that was measured."""
-    return [table for metric in METRICS if (table := by_length(run, metric)) is not None]
+    return [table for metric in metrics(run) if (table := by_length(run, metric)) is not None]
+
+
+def suite_tasks(run: Run) -> list[Table]:
+    """One table for each suite that arms were asked: its tasks at each length, an arm a column."""
+    names = dict.fromkeys(name for arm in arms(run) for name in suites(arm))
+    return [_suite_tasks(run, name) for name in names]
+
+
+def _suite_tasks(run: Run, name: str) -> Table:
+    asked = [(label(arm), suites(arm)[name]) for arm in arms(run) if name in suites(arm)]
+    places = dict.fromkeys(
+        (task, length) for _, suite in asked for task, at in suite["tasks"].items() for length in at
+    )
+
+    def cell(suite: Mapping[str, Any], task: str, length: str) -> Cell:
+        score = suite["tasks"].get(task, {}).get(length) or {}
+        mean, low, high = (number(score.get(key)) for key in ("mean", "low", "high"))
+        if mean is None:
+            return Cell(ABSENT)
+        return Cell(f"{mean:.3f}", "" if low is None else f"[{low:.3f}, {high:.3f}]", mean)
+
+    notes = dict.fromkeys(note for _, suite in asked for note in suite.get("notes") or [])
+    said = f" ({'; '.join(notes)})" if notes else ""
+    title = asked[0][1].get("label") or name
+    return Table(
+        name=f"suite_{name}",
+        caption=f"{str(title).partition(',')[0]}, task by task: higher is better{said}",
+        columns=("task", "length", *(title for title, _ in asked)),
+        rows=tuple(
+            (
+                Cell(task),
+                Cell("-" if length == "0" else f"{int(length):,}", value=int(length)),
+                *(cell(suite, task, length) for _, suite in asked),
+            )
+            for task, length in sorted(places, key=lambda at: (int(at[1]), at[0]))
+        ),
+    )
 
 
 def compared(run: Run) -> Table | None:
@@ -346,6 +384,7 @@ def everything(run: Run) -> list[Table]:
     """Every table of a report, in its order."""
     tables = [
         *results(run),
+        *suite_tasks(run),
         compared(run),
         needle_by_distance(run),
         needle_by_depth(run),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from endprompt import stats
 from endprompt.report.run_files import (
-    METRICS,
     Arm,
     Measured,
     Metric,
@@ -20,6 +19,7 @@ from endprompt.report.run_files import (
     label,
     lengths,
     measured,
+    metrics,
     roles,
     window,
 )
@@ -80,7 +80,7 @@ def comparisons(run: Run) -> list[Comparison]:
     if method is None:
         return []
     listed = []
-    for metric in METRICS:
+    for metric in metrics(run):
         for length in lengths(run, metric, among=[method]):
             ours = measured(method, metric, length)
             for arm, role in parts:

@@ -21,8 +21,8 @@ from endprompt.errors import RecipeError, TrainingError
 from endprompt.io import jobs
 from endprompt.recipe import read_yaml
 
-RANK = "ENDPROMPT_RANK"
-"""Set in the environment of ranks that were started here."""
+STARTED_HERE = "ENDPROMPT_RANK"
+"""Set in the environment of ranks that `run` started, which says their errors."""
 ON_A_CPU = ("NO", "MULTI_CPU")
 """Types of a config that need no GPU."""
 AGENT = "torch.distributed.elastic"
@@ -59,8 +59,8 @@ def read_config(path: Path) -> Config:
 
 
 def is_rank() -> bool:
-    """Whether this process is a rank that was started here."""
-    return RANK in os.environ
+    """Whether this process is one of several that train together, by whatever launcher."""
+    return "RANK" in os.environ
 
 
 def require_devices(processes: int, gpus: int, config: Config | None = None) -> None:
@@ -93,7 +93,7 @@ def run(words: Sequence[str], *, processes: int, config: Config | None = None) -
     import torch
 
     gpu = torch.cuda.is_available()
-    os.environ.update({RANK: "1", jobs.PARENT: str(os.getpid())})
+    os.environ.update({STARTED_HERE: "1", jobs.PARENT: str(os.getpid())})
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -173,8 +173,14 @@ def failure(failures: dict[int, Any], processes: int) -> str:
     )
 
 
-def report(error: Exception) -> None:
-    """In a rank: leave an error to the process that started it, which speaks for all ranks."""
+def report(error: Exception) -> bool:
+    """In a rank: leave an error to the process that started it, which speaks for all ranks.
+
+    False where no process does.
+    """
+    if STARTED_HERE not in os.environ:
+        return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
+    return True
