@@ -50,7 +50,7 @@ def predicted(
     held = train_memory_bytes(
         decoder,
         row_tokens=tokens,
-        **resolved.training.memory(checkpointing=False),
+        **resolved.memory(checkpointing=False),
     )
     return {
         "seconds": plan.train_seconds(resolved, decoder, where, checkpointing=False),

@@ -104,7 +104,7 @@ def measure(case: str, model: str, target: int) -> dict[str, Any]:
         decoder,
         row_tokens=tokens,
         rows_at_once=rows,
-        **training.memory(),
+        **recipe.memory(),
         runtime=where.device.runtime_bytes,
     ).total
     best = min(seconds) / rows

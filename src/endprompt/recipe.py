@@ -27,6 +27,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 Span = tuple[Count, Count]
+MOST_IN_BANK = 8192
+"""Tokens whose keys fill gaps, where the recipe names no number."""
 
 
 def _scaling(name: str) -> str:
@@ -210,6 +212,14 @@ class Rows(Settings):
     """Each row from one document; several whole documents, best fit; all joined and cut."""
     document_mask: bool = False
     """Tokens of the prefix attend to their own document only; a terminal still sees them all."""
+    gaps: Literal["empty", "filled"] = "empty"
+    """`filled`: between the segments of a row stand keys and values of other text, which the base
+    reads once before training; what comes behind them attends to them. They have no gradient."""
+    gap_keys: Count | Literal["auto"] = "auto"
+    """Keys in the gaps of a row, spread evenly over its free positions; `auto`: one for each."""
+    gap_bank: Count | Literal["auto"] = "auto"
+    """Tokens of text whose keys are kept, in every layer; gaps that hold more repeat them.
+    `auto`: as many as gap_keys, 8192 at most."""
     kinds: tuple[Kind, ...] = (Kind(),)
 
     @model_validator(mode="after")
@@ -218,6 +228,27 @@ class Rows(Settings):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"shares of the kinds of rows add up to {total:g}, not 1")
         return self
+
+    @model_validator(mode="after")
+    def _gaps_are_seen(self) -> Self:
+        if self.gaps == "filled" and self.document_mask:
+            raise ValueError(
+                "gaps: filled shows other text to every token behind it, and document_mask hides "
+                "other documents: set one of them"
+            )
+        return self
+
+    def gap_amounts(self, free: int) -> dict[str, int]:
+        """Amounts of filled gaps as numbers, where a row leaves so many positions free."""
+        if self.gaps == "empty":
+            return {}
+        keys = free if self.gap_keys == "auto" else min(self.gap_keys, free)
+        return {
+            "gap_keys": max(1, keys),
+            "gap_bank": max(1, min(keys, MOST_IN_BANK))
+            if self.gap_bank == "auto"
+            else self.gap_bank,
+        }
 
 
 class Training(Settings):
@@ -249,18 +280,6 @@ class Training(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     save_steps: Count | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
-
-    def memory(self, **changes: Any) -> dict[str, Any]:
-        """What `endprompt.cost.memory` asks of a resolved recipe, some of it changed."""
-        return {
-            "trainable": self.trainable,
-            "lora_rank": self.lora_rank,
-            "checkpointing": bool(self.gradient_checkpointing),
-            "dtype": self.dtype,
-            "shifted": self.attention == "shifted",
-            "distilled": self.prefix_loss == "base",
-            **changes,
-        }
 
 
 class Amounts(NamedTuple):
@@ -311,6 +330,15 @@ class Recipe(Settings):
     rope: Rope = Rope()
     rows: Rows = Rows()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _filled_gaps_need_full_attention(self) -> Self:
+        if self.rows.gaps == "filled" and self.training.attention == "shifted":
+            raise ValueError(
+                "rows.gaps: filled needs training.attention full: shifted attention stays inside "
+                "groups of the row"
+            )
+        return self
 
     @property
     def trained(self) -> bool:
@@ -389,6 +417,12 @@ class Recipe(Settings):
                 f"window of {window} that the base reads: set rows.tokens to {window} or less, or "
                 "prefix_loss to text"
             )
+        if rows.gaps == "filled" and window < row_tokens < target:
+            raise RecipeError(
+                f"rows.gaps is filled, and rows of {row_tokens} tokens are past the window of "
+                f"{window} that the base reads: set rows.tokens to {window} or less, or gaps to "
+                "empty"
+            )
         total = training.tokens
         if total == "auto":
             total = 10**9 if gpu else 24 * 1024
@@ -398,7 +432,9 @@ class Recipe(Settings):
         return self.model_copy(
             update={
                 "rope": self.rope.model_copy(update={"headroom": headroom}),
-                "rows": rows.model_copy(update={"tokens": row_tokens}),
+                "rows": rows.model_copy(
+                    update={"tokens": row_tokens, **rows.gap_amounts(target - row_tokens)}
+                ),
                 "training": training.model_copy(
                     update={
                         "tokens": steps * step,
@@ -416,6 +452,22 @@ class Recipe(Settings):
             }
         )
 
+    def memory(self, **changes: Any) -> dict[str, Any]:
+        """What `endprompt.cost.memory` asks of a resolved recipe, some of it changed."""
+        rows, training = self.rows, self.training
+        filled = rows.gaps == "filled" and self.trained
+        return {
+            "trainable": training.trainable,
+            "lora_rank": training.lora_rank,
+            "checkpointing": bool(training.gradient_checkpointing),
+            "dtype": training.dtype,
+            "shifted": training.attention == "shifted",
+            "distilled": training.prefix_loss == "base",
+            "gap_keys": rows.gap_keys if filled else 0,
+            "gap_bank": rows.gap_bank if filled else 0,
+            **changes,
+        }
+
     @property
     def amounts(self) -> Amounts:
         """The numbers of a resolved recipe."""
@@ -426,7 +478,9 @@ class Recipe(Settings):
         return Amounts(row, step // row, total // step, save)
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
-        rows = self.rows.model_copy(update={"kinds": kinds})
+        """The same with rows that don't jump, so that nothing stands in a gap."""
+        without = {"gaps": "empty", "gap_keys": "auto", "gap_bank": "auto"}
+        rows = self.rows.model_copy(update={"kinds": kinds, **without})
         return self.model_copy(update={"name": name, "rows": rows})
 
     def replace(self, overrides: dict[str, Any]) -> Recipe:
@@ -446,7 +500,7 @@ FIRST_NAMES = {"trainable": "trains", "document_mask": "isolate", "verbatim": "q
 """Keys that had another name when the first results were written."""
 
 
-ADDED = {"grows": False}
+ADDED = {"grows": False, "gaps": "empty", "gap_keys": "auto", "gap_bank": "auto"}
 """Keys that came later, with their defaults."""
 
 

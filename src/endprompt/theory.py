@@ -112,6 +112,23 @@ def coverage(rows: Iterable[Ints], *, target: int) -> Ints:
     return counts + np.cumsum(np.cumsum(bends))[:target]
 
 
+def coverage_between(queries_T: Ints, keys_G: Ints, *, target: int) -> Ints:
+    """Pairs of a query and a key before it at each distance, int64[target], exact.
+
+    queries_T, keys_G  positions in [0, target), each rising, none in both
+
+    >>> coverage_between(np.array([0, 5]), np.array([1, 3]), target=6)
+    array([0, 0, 1, 0, 1, 0])
+    """
+    if len(queries_T) * len(keys_G) == 0:
+        return np.zeros(target, dtype=np.int64)
+    size = 1 << (2 * target - 1).bit_length()
+    asked, there = np.zeros(size), np.zeros(size)
+    asked[queries_T], there[keys_G] = 1, 1
+    pairs = np.fft.irfft(np.fft.rfft(asked) * np.conj(np.fft.rfft(there)), size)
+    return np.rint(pairs[:target]).astype(np.int64)
+
+
 def _autocorrelation(positions_T: Ints, target: int) -> Ints:
     """int64[target], pairs at each distance; below 2^40 pairs a float64 rounds to the count."""
     occupied = np.zeros(2 * target)

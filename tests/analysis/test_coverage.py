@@ -10,6 +10,7 @@ from endprompt import recipe as recipes
 from endprompt import theory
 from endprompt.analysis import coverage
 from endprompt.cues import EP1
+from endprompt.data.rows import gap_pairs
 
 WINDOW, TARGET = 1024, 4096
 
@@ -47,4 +48,5 @@ def test_every_shipped_recipe_can_be_drawn(name: str) -> None:
         found = coverage.summary(name, name, recipe, rows, target=TARGET)
         parts = [part for row in rows for part in coverage.seen_together(row.positions_T, recipe)]
         pairs = sum(len(part) * (len(part) - 1) / 2 for part in parts)
+        pairs += len(rows) * gap_pairs(rows)
         assert sum(n for *_, n in found["intervals"]) == pytest.approx(pairs / len(rows))

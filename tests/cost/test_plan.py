@@ -16,7 +16,7 @@ from endprompt import recipe
 from endprompt.cost import flops, plan
 from endprompt.cost import memory as cost
 from endprompt.errors import RecipeError
-from endprompt.recipe import Training
+from endprompt.recipe import Recipe, Training
 from endprompt.train import activations, adapters, loss
 from endprompt.train.position_check import batch_of
 from tiny_families import tiny_config, tiny_model
@@ -185,7 +185,8 @@ def test_a_gpu_takes_as_many_tokens_at_once_as_half_of_it_holds(
     device: str, checkpointing: bool
 ) -> None:
     small, room = plan.SIZES["smollm2-135m"].decoder, plan.DEVICES[device].memory_bytes
-    settings = Training(dtype="bfloat16").memory(checkpointing=checkpointing)
+    trained = Recipe(name="mine", training=Training(dtype="bfloat16"))
+    settings = trained.memory(checkpointing=checkpointing)
 
     def held(tokens: int) -> float:
         return cost.train_memory_bytes(small, row_tokens=tokens, accumulates=True, **settings).total
@@ -201,7 +202,7 @@ def test_a_plan_counts_the_rows_that_a_gpu_takes_at_once() -> None:
     chosen = recipe.load("endprompt").replace({"rows.tokens": 1024})
     small = plan.SIZES["smollm2-135m"].decoder
     one = plan.line(chosen, small, plan.machine("h100"), window=8192, target=65536)
-    settings = chosen.resolve(window=8192, target=65536, gpu=True).training
+    settings = chosen.resolve(window=8192, target=65536, gpu=True)
     tokens = cost.tokens_at_once(
         small, plan.DEVICES["h100"].memory_bytes, **settings.memory(checkpointing=False)
     )
@@ -302,3 +303,24 @@ def test_command_refuses_a_target_inside_the_window(
     done = endprompt("plan", "--to", "4k", "--gpu", "h100")
     assert done.returncode == 1
     assert done.stderr == "endprompt: --to 4096 is not above the window of 8192 tokens\n"
+
+
+def test_a_plan_says_what_fills_gaps_and_what_it_takes() -> None:
+    chosen, h100 = recipe.load("filled-anchors"), plan.machine("h100")
+    emptied = chosen.replace({"rows.gaps": "empty"})
+    filled = plan.line(chosen, LLAMA, h100, window=8192, target=65536)
+    empty = plan.line(emptied, LLAMA, h100, window=8192, target=65536)
+    bank = 2 * 32 * 8 * 128 * 8192 * 2  # keys and values, layers, heads, their size, tokens, bf16
+    taken = filled.options[0][1].gaps
+    assert bank < taken < 1.2 * bank + 2 * 2 * (3 * 8 + 2 * 32) * 128 * 57344 + 2 * 8192 * 57344
+    assert (
+        filled.options[0][1].total
+        > empty.options[0][1].total
+        == pytest.approx(filled.options[0][1].total - taken)
+    )
+    (note,) = filled.notes
+    assert note.startswith("gaps: up to 57,344 keys a row from a bank of 8,192 tokens, ")
+    assert note.endswith(f" {taken / cost.GIB:.1f} GiB of each device")
+    more = filled.operations - empty.operations
+    pairs = 8192 * 57344 / 2
+    assert more == 4 * 4 * 32 * 32 * 128 * pairs * (1_000_000_000 // 8192 // 64 * 64)

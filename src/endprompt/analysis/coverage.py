@@ -40,10 +40,20 @@ def drawn_rows(
 
 
 def pairs_by_distance(recipe: Recipe, rows: Iterable[Row], *, target: int) -> Ints:
-    """int64[target], query-key pairs of all rows at each distance that attention computes."""
-    return theory.coverage(
+    """int64[target], query-key pairs of all rows at each distance that attention computes.
+
+    Keys in filled gaps count, as far as a row's tokens ask them.
+    """
+    rows = list(rows)
+    inside = theory.coverage(
         (part for row in rows for part in seen_together(row.positions_T, recipe)), target=target
     )
+    between = (
+        theory.coverage_between(row.positions_T, row.filling.positions_G, target=target)
+        for row in rows
+        if row.filling is not None
+    )
+    return sum(between, start=inside)
 
 
 def summary(

@@ -16,7 +16,8 @@ from endprompt.analysis import coverage
 from endprompt.cost import flops
 from endprompt.cost.flops import LLAMA_3_8B
 from endprompt.cues import CUES
-from endprompt.recipe import Recipe
+from endprompt.data.rows import gap_pairs
+from endprompt.recipe import MOST_IN_BANK, Recipe
 
 MOST_INTERVALS = 3
 
@@ -56,8 +57,10 @@ def table(
         recipe = recipes.load(name)
         tokens = _row_tokens(recipe, row_tokens or window, window, target)
         counts = np.zeros(target, dtype=np.int64)
+        pairs = 0.0
         if recipe.trained:
-            drawn = coverage.drawn_rows(recipe, tokens, target=target, count=rows)
+            drawn = list(coverage.drawn_rows(recipe, tokens, target=target, count=rows))
+            pairs = gap_pairs(drawn)
             counts = coverage.pairs_by_distance(recipe, drawn, target=target)
         counts[0] = 0
         entries.append(
@@ -67,7 +70,7 @@ def table(
                 intervals=[(first, last) for first, last, _ in theory.intervals(counts)],
                 share=float((counts[1:] > 0).mean()),
                 far=float(counts[window:].sum() / max(counts.sum(), 1)),
-                cost=_cost(recipe, tokens, decoder) / short,
+                cost=_cost(recipe, tokens, decoder, pairs) / short,
             )
         )
     return entries
@@ -88,6 +91,14 @@ what a step costs at equal physical tokens, as a multiple of `short`: FLOPs of f
 backward for {model}.
 Anchors are measured with a stand-in tokenizer (a token a word), so that ends of intervals differ
 by some tokens from those of a real one.
+
+`rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run
+stand between the segments of a row, and whatever comes behind attends to them, so that an answer
+is looked for among as many keys as in a long text. The base reads that text once before training,
+`rows.gap_bank` tokens of it (at most {MOST_IN_BANK:,} unless set); keys are kept without RoPE
+and turned to their positions in the row, one for each free position or `rows.gap_keys` of them,
+spread evenly. They have no gradient. The cost is that of attention to them, made twice in the
+forward direction so that no turned key is kept in memory; `endprompt plan` says the bytes.
 
 | recipe | what it is | tokens a row | distances | share | far | cost |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -135,8 +146,8 @@ def _row_tokens(recipe: Recipe, short: int, window: int, target: int) -> int:
     )
 
 
-def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
-    """FLOPs per token of training."""
+def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder, pairs: float = 0.0) -> float:
+    """FLOPs per token of training; `pairs` a row with keys in gaps."""
     training = recipe.training
     row = flops.training(
         decoder,
@@ -146,5 +157,6 @@ def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder) -> float:
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
         distilled=training.prefix_loss == "base",
+        gap_pairs=pairs,
     )
     return row.total / row_tokens

@@ -32,6 +32,18 @@ def perplexity(
         "window-mean: the mean over overlapping windows of their mean loss, as LCEG and LongLoRA. "
         "rolling: lm-eval's rolling log-likelihood (it has no stride).",
     ),
+    evaluator: str = typer.Option(
+        "",
+        "--evaluator",
+        help="Also give the loss on key tokens: those that this model (the base, or one with a "
+        "longer window and the same tokenizer) says much better from far context (LongPPL).",
+    ),
+    contexts: str = typer.Option(
+        "",
+        "--contexts",
+        help="Short contexts, rising, that key tokens need more than: 512,2k,4k. "
+        "Default: an eighth, a quarter and a half of the shortest window.",
+    ),
     out: Path | None = typer.Option(None, "--json", help="Write every value here."),
     dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
@@ -41,9 +53,11 @@ def perplexity(
     Prints nats per token, perplexity, bits per byte (of the text that the tokens stand for) and
     the sum, for each window; the JSON also holds the loss by position in the window.
 
-    Example:
+    Examples:
 
         endprompt eval perplexity runs/demo/model --tokens pg19.bin --window 8192 --stride 256
+
+        endprompt eval perplexity runs/demo/model --tokens pg19.bin --window 16k --evaluator long
     """
     from endprompt import units
     from endprompt.errors import EvaluationError, nearest
@@ -79,5 +93,27 @@ def perplexity(
             for row in result.by_length
         ),
     )
+    values = result.model_dump(mode="json")
+    if evaluator:
+        from endprompt.eval import key_tokens
+
+        short = units.lengths(contexts) if contexts else [windows[0] // n for n in (8, 4, 2)]
+        with screen.bar("pieces") as progress:
+            key = key_tokens.loss_on_key_tokens(
+                engine,
+                screen.load(evaluator, dtype),
+                tokens,
+                windows=windows,
+                contexts=short,
+                progress=progress,
+            )
+        screen.table(
+            ["window", "context needed", "key tokens", "nats/token", "perplexity", "evaluator's"],
+            ([loss.window, f"{loss.above:,}-{loss.upto:,}", loss.tokens, *(
+                "-" if value is None else value
+                for value in (loss.nats_per_token, loss.perplexity, loss.evaluator)
+            )] for loss in key.losses),
+        )  # fmt: skip
+        values["key_tokens"] = key.model_dump(mode="json")
     if out is not None:
-        result_files.write(out, "eval perplexity", result.model_dump(mode="json"))
+        result_files.write(out, "eval perplexity", values)

@@ -115,6 +115,11 @@ def attention(decoder: Decoder, tokens: int, kind: Attention = "full", groups: i
     if kind == "shifted":
         group = tokens / groups
         pairs = group**2 / 2 * (groups + (groups - 0.5)) / 2
+    return pair_attention(decoder, pairs)
+
+
+def pair_attention(decoder: Decoder, pairs: float) -> float:
+    """Scores and sums of values of so many query-key pairs in every layer, forward."""
     return 4 * decoder.layers * decoder.heads * decoder.head_size * pairs
 
 
@@ -147,6 +152,7 @@ def training(
     lora_rank: int = 8,
     checkpointing: bool = False,
     distilled: bool = False,
+    gap_pairs: float = 0.0,
 ) -> Operations:
     """Forward and backward of one row of `tokens`.
 
@@ -154,7 +160,9 @@ def training(
     (twice as much), and makes a gradient for each trainable matrix (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
     no gradient needs. With the base as teacher, that reads the row as well, and the
-    logits are made once more for the gradient. Zero for what trains nothing.
+    logits are made once more for the gradient. Attention to keys in filled gaps (`gap_pairs`
+    query-key pairs a row) is made once more in the backward pass, whatever is kept; reading the
+    bank, once a run, is left out. Zero for what trains nothing.
     """
     if trainable == "nothing":
         return Operations(0.0, 0.0)
@@ -176,15 +184,26 @@ def training(
     if distilled:
         matmuls += 2 * (linear + decoder.head_weights) * tokens
         inner += attention(decoder, tokens)
+    inner += (5 if checkpointing else 4) * pair_attention(decoder, gap_pairs)
     return Operations(matmuls, inner)
 
 
-def row(recipe: Recipe, decoder: Decoder, checkpointing: bool | None = None) -> Operations:
+def row(
+    recipe: Recipe,
+    decoder: Decoder,
+    checkpointing: bool | None = None,
+    *,
+    gap_pairs: float | None = None,
+) -> Operations:
     """Operations of training on one row of a resolved recipe.
 
     checkpointing  None: as the recipe has it
+    gap_pairs      query-key pairs of a mean row with keys in filled gaps; None: as if each token
+                   saw half of them, more than rows that jump in two or three places have
     """
     settings = recipe.training
+    if gap_pairs is None:
+        gap_pairs = recipe.amounts.row_tokens * recipe.memory()["gap_keys"] / 2
     if checkpointing is None:
         checkpointing = bool(settings.gradient_checkpointing)
     return training(
@@ -196,6 +215,7 @@ def row(recipe: Recipe, decoder: Decoder, checkpointing: bool | None = None) -> 
         lora_rank=settings.lora_rank,
         checkpointing=checkpointing,
         distilled=settings.prefix_loss == "base",
+        gap_pairs=gap_pairs,
     )
 
 

@@ -40,15 +40,18 @@ class Memory:
     logits: float
     gathered: float
     runtime: float
+    gaps: float = 0.0
+    """The bank of filled gaps, and one segment of a row in one layer that attends to it."""
     accumulates: bool = False
     """Gradients of earlier rows of the step are kept while the next row runs."""
 
     @property
     def total(self) -> float:
         """The peak of a step: at the end of forward, or when all gradients are there."""
-        held = self.gradients if self.accumulates else 0.0
-        inside = max(self.activations + self.holes + self.logits + held, self.gradients)
-        return self.weights + self.optimizer + self.gathered + self.runtime + inside
+        earlier = self.gradients if self.accumulates else 0.0
+        inside = max(self.activations + self.holes + self.logits + earlier, self.gradients)
+        held = self.weights + self.optimizer + self.gathered + self.runtime + self.gaps
+        return held + inside
 
 
 def layer_bytes(decoder: Decoder, dtype: str, *, matmuls_only: bool = False) -> float:
@@ -96,6 +99,8 @@ def train_memory_bytes(
     accumulates: bool = False,
     shifted: bool = False,
     distilled: bool = False,
+    gap_keys: int = 0,
+    gap_bank: int = 0,
     runtime: float = CPU_RUNTIME,
 ) -> Memory:
     """Bytes on one device at the peak of a training step, as `endprompt train` runs it.
@@ -106,6 +111,7 @@ def train_memory_bytes(
     accumulates   a step has several forward passes
     shifted       attention in shifted groups, which copies queries, keys, values and results
     distilled     the teacher stands beside the model, whole on each device, in `dtype`
+    gap_keys, gap_bank  keys in the gaps of a row, and tokens whose keys are kept to fill them
     """
     trained = flops.trained_weights(decoder, trainable, lora_rank)
     total = decoder.weights + (trained if trainable == "lora" else 0)
@@ -146,8 +152,23 @@ def train_memory_bytes(
         logits=logits,
         gathered=gathered,
         runtime=runtime,
+        gaps=gap_bytes(decoder, row_tokens, gap_keys, gap_bank, dtype),
         accumulates=accumulates,
     )
+
+
+def gap_bytes(decoder: Decoder, row_tokens: int, keys: int, bank: int, dtype: str) -> float:
+    """The bank, and what one segment of a row takes in one layer while it attends to `keys`.
+
+    Keys and values of the bank in every layer. Of a segment, a row at most: keys and values
+    gathered, turned and joined, once for each query head, their gradients, and the mask.
+    """
+    if not keys:
+        return 0.0
+    size = 4 if dtype == "float32" else 2
+    kept = 2 * decoder.layers * decoder.kv_heads * decoder.head_size * bank
+    joined = 2 * (3 * decoder.kv_heads + 2 * decoder.heads) * decoder.head_size * keys
+    return size * (kept + joined + row_tokens * keys)
 
 
 def tokens_at_once(
@@ -160,6 +181,8 @@ def tokens_at_once(
     dtype: str,
     shifted: bool,
     distilled: bool,
+    gap_keys: int = 0,
+    gap_bank: int = 0,
 ) -> int:
     """Tokens of short rows that a GPU takes in one forward pass, a power of two.
 
@@ -177,6 +200,8 @@ def tokens_at_once(
             accumulates=True,
             shifted=shifted,
             distilled=distilled,
+            gap_keys=gap_keys,
+            gap_bank=gap_bank,
         )
         return held.total <= ROOM_AT_ONCE * device_bytes
 

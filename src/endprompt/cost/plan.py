@@ -19,6 +19,7 @@ from endprompt.cost.memory import (
     GIB,
     TOKENS_AT_ONCE,
     Memory,
+    gap_bytes,
     tokens_at_once,
     train_memory_bytes,
 )
@@ -241,7 +242,14 @@ def communication_seconds(
     return recipe.amounts.steps * moved / where.link
 
 
-def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, target: int) -> Line:
+def line(
+    recipe: Recipe,
+    decoder: Decoder,
+    where: Machine,
+    *,
+    window: int,
+    target: int,
+) -> Line:
     """Cost of a recipe with every setting that may be chosen, and which of them fit.
 
     A step of fewer rows than devices is raised to a row a device, as training would demand.
@@ -255,14 +263,16 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
             window=window, target=target, gpu=where.device.dtype != "float32"
         )
         notes = (f"--set training.tokens_per_step={step}: {where.count} devices share a step",)
-    amounts, training, device = resolved.amounts, resolved.training, where.device
+    if resolved.rows.gaps == "filled" and recipe.trained:
+        notes += (_said_of_gaps(resolved, decoder, where.device.dtype),)
+    amounts, device = resolved.amounts, where.device
 
     def batches(settings: Settings) -> tuple[int, int]:
         if not recipe.trained:
             return 1, 1
         tokens = TOKENS_AT_ONCE
         if device.dtype != "float32":
-            held = training.memory(checkpointing=settings.checkpointing)
+            held = resolved.memory(checkpointing=settings.checkpointing)
             tokens = tokens_at_once(decoder, device.memory_bytes, **held)
         return amounts.batches(where.count, tokens)
 
@@ -272,7 +282,7 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
             decoder,
             row_tokens=amounts.row_tokens,
             rows_at_once=at_once,
-            **training.memory(checkpointing=settings.checkpointing),
+            **resolved.memory(checkpointing=settings.checkpointing),
             devices=devices,
             sharded=settings.sharded,
             accumulates=passes > 1,
@@ -301,6 +311,16 @@ def line(recipe: Recipe, decoder: Decoder, where: Machine, *, window: int, targe
         fits=tuple(fits),
         devices_needed=needed,
         notes=notes,
+    )
+
+
+def _said_of_gaps(recipe: Recipe, decoder: Decoder, dtype: str) -> str:
+    """What fills the gaps of a resolved recipe, and what it takes of each device."""
+    keys, bank = recipe.memory()["gap_keys"], recipe.memory()["gap_bank"]
+    held = gap_bytes(decoder, recipe.amounts.row_tokens, keys, bank, dtype)
+    return (
+        f"gaps: up to {keys:,} keys a row from a bank of {bank:,} tokens, "
+        f"{held / GIB:.1f} GiB of each device"
     )
 
 

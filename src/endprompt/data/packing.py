@@ -66,6 +66,10 @@ class Stretches(ABC):
             self._order = epoch, order
         return self._stretch(epoch, int(self._order[1][place]))
 
+    def text(self, number: int) -> Ints:
+        """Stretch `number` of the first epoch, in no random order."""
+        return self._stretch(0, number)
+
     def _start(self, number: int) -> int:
         """Where stretch `number` of one text starts: the first has its own BOS, others lent."""
         return number * self._step + (self._lead if number else 0)

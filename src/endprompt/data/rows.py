@@ -8,7 +8,7 @@ is follows a low-discrepancy sequence, so that shares hold over any run of neigh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from endprompt import positions
 from endprompt.cues import Content, CueWriter, Segment
+from endprompt.data.gaps import Filling, GapFiller
 from endprompt.data.packing import Documents, stretches
 from endprompt.errors import RecipeError
 from endprompt.positions import Ints
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PREFIX, TERMINAL = 0, 1
 IGNORED = -100
 GOLDEN = 0.6180339887498949
+GAP_ROWS = 64
+"""Rows on which it is counted what filled gaps cost."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Row:
     """Loss weight of predicting each token from those before it; that of the first is unused."""
     segments_T: NDArray[np.uint8]
     """PREFIX or TERMINAL of each token."""
+    filling: Filling | None = None
+    """Keys of other text between the tokens; None: the gaps are empty."""
 
 
 class RowSource:
@@ -64,6 +69,13 @@ class RowSource:
         self._rows, self._cues, self._target, self._seed = rows, cues, target, seed
         self._shares = np.cumsum([kind.share for kind in rows.kinds])
         self._count = count
+        self.filler: GapFiller | None = None
+        """What fills the gaps of rows; None: they are empty."""
+        if rows.gaps == "filled":
+            amounts = rows.gap_amounts(target - rows.tokens)
+            self.filler = GapFiller(
+                self._stretches, keys=amounts["gap_keys"], bank=amounts["gap_bank"], seed=seed
+            )
 
     def __len__(self) -> int:
         return self._count
@@ -88,7 +100,7 @@ class RowSource:
         stops = None
         if kind.prefix.layout == "longrecipe":
             stops = np.flatnonzero(np.isin(content.prefix_P, self._cues.sentence_ends()))
-        return assemble(
+        row = assemble(
             content.prefix_P,
             content.terminals,
             kind.prefix,
@@ -98,6 +110,10 @@ class RowSource:
             stops=stops,
             reach=min((index + 1) / self._count, 1.0) if kind.prefix.grows else 1.0,
         )
+        if self.filler is None:
+            return row
+        drawn = np.random.default_rng([self._seed, index, 5])
+        return replace(row, filling=self.filler.fill(row.positions_T, text_T, drawn))
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
         row = self.row(index)
@@ -107,11 +123,19 @@ class RowSource:
             "loss_weights": row.weights_T,
             "segments": row.segments_T,
         }
+        if row.filling is not None:
+            example["gap_positions"], example["gap_slots"] = row.filling
         if self._last is not None:
             example["documents"] = np.cumsum(row.tokens_T == self._last) - (
                 row.tokens_T == self._last
             )
         return example
+
+    def gap_pairs(self, rows: int = GAP_ROWS) -> float:
+        """Query-key pairs with keys in gaps that a row has, the mean of the first so many."""
+        if self.filler is None:
+            return 0.0
+        return gap_pairs(self.row(index) for index in range(min(rows, len(self))))
 
     @property
     def left_out_tokens(self) -> int:
@@ -169,13 +193,24 @@ def assemble(
     )
 
 
+def gap_pairs(rows: Iterable[Row]) -> float:
+    """Query-key pairs with keys in gaps, of a mean row: what filled gaps cost in attention."""
+    pairs = [
+        0 if row.filling is None
+        else int(np.searchsorted(row.filling.positions_G, row.positions_T).sum())
+        for row in rows
+    ]  # fmt: skip
+    return float(np.mean(pairs)) if pairs else 0.0
+
+
 def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tensor]:
     """Rows to one batch: int64[B, T] ids, positions, mask; float32[B, T] weights; segments.
 
     One example a row and an explicit mask of ones: without it Transformers takes the jump for
     the border between two packed sequences and hides the prefix from the terminal. Shorter rows
     are padded on the right, masked and weighed nothing. Where rows keep their documents apart,
-    `visible` bool[B, 1, T, T] says which token (last axis) each token attends to.
+    `visible` bool[B, 1, T, T] says which token (last axis) each token attends to. Where gaps are
+    filled, `gap_positions` and `gap_slots` int64[B, G] say where which keys stand; -1: no key.
     """
     import torch
 
@@ -183,6 +218,7 @@ def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tens
     longest = max(len(example["input_ids"]) for example in examples)
 
     def stack(key: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
+        longest = max(len(example[key]) for example in examples)
         return torch.tensor(
             np.stack(
                 [
@@ -202,6 +238,9 @@ def collate(examples: Iterable[dict[str, NDArray[Any]]]) -> dict[str, torch.Tens
         "loss_weights": stack("loss_weights", 0, torch.float32),
         "segments": stack("segments", PREFIX, torch.uint8),
     }
+    if "gap_positions" in examples[0]:
+        batch["gap_positions"] = stack("gap_positions", -1, torch.int64)
+        batch["gap_slots"] = stack("gap_slots", -1, torch.int64)
     if "documents" in examples[0]:
         batch["visible"] = torch.from_numpy(
             np.stack([_visible(example, longest) for example in examples])

@@ -129,7 +129,7 @@ def ranks_of(
     if not devices.gpus:
         count = devices.processes or 1
         return Ranks(count, engine="DDP by gloo") if count > 1 else Ranks()
-    amounts, held = recipe.amounts, recipe.training.memory()
+    amounts, held = recipe.amounts, recipe.memory()
     tokens = memory.tokens_at_once(decoder, gpu_bytes, **held) if gpu_bytes else 0
     count = devices.processes or len(devices.gpus)
 
@@ -180,7 +180,7 @@ def needed_bytes(recipe: Recipe, decoder: Decoder, ranks: Ranks, gpu_bytes: floa
 
     gpu_bytes  memory of a GPU, 0 without
     """
-    amounts, held = recipe.amounts, recipe.training.memory()
+    amounts, held = recipe.amounts, recipe.memory()
     row_tokens, readers, tokens = amounts.row_tokens, ranks.processes, memory.TOKENS_AT_ONCE
     if ranks.engine == ROWS_CUT:
         row_tokens, readers = -(-row_tokens // ranks.processes), 1

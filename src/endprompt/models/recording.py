@@ -1,4 +1,4 @@
-"""Queries and keys of every layer as attention gets them, after RoPE.
+"""Queries, keys and values of every layer as attention gets them, after RoPE.
 
 Through Transformers' attention interface, so that every model that uses it can be looked at,
 whatever it does to queries and keys before RoPE. What follows is the family's own attention, with
@@ -22,16 +22,17 @@ NAME = "endprompt_recording"
 
 @dataclass(frozen=True)
 class Recorded:
-    """Of a batch's first row: queries [H, T, D], keys [K, T, D], and what scores are scaled by."""
+    """Of a batch's first row: queries [H, T, D], keys and values [K, T, D], scores' factor."""
 
     query_HTD: Tensor
     key_KTD: Tensor
+    value_KTD: Tensor
     scaling: float
 
 
 @contextmanager
 def recording(model: Any) -> Generator[dict[int, Recorded]]:
-    """Inside, every forward pass leaves queries and keys here by the index of the layer.
+    """Inside, every forward pass leaves queries, keys and values here by the index of the layer.
 
     The model is in eval mode meanwhile, and as it was afterwards.
     """
@@ -46,7 +47,7 @@ def recording(model: Any) -> Generator[dict[int, Recorded]]:
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
     ) -> Any:
         scaling = rest.get("scaling") or query.shape[-1] ** -0.5
-        recorded[module.layer_idx] = Recorded(query[0], key[0], float(scaling))
+        recorded[module.layer_idx] = Recorded(query[0], key[0], value[0], float(scaling))
         own = sdpa_attention_forward
         if not sdpa:  # the family's attention is more than scores and values
             own = vars(sys.modules[type(module).__module__])["eager_attention_forward"]

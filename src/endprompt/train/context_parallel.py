@@ -47,6 +47,11 @@ def require_cuttable(recipe: Recipe) -> None:
             f"cp_size is {ranks_of_a_row()}, and the base reads whole rows: set "
             "cp_size to 1 or training.prefix_loss to text"
         )
+    if recipe.rows.gaps == "filled":
+        raise TrainingError(
+            f"cp_size is {ranks_of_a_row()}, and keys in gaps are found from whole rows: set "
+            "cp_size to 1 or rows.gaps to empty"
+        )
     if recipe.rows.document_mask:
         raise TrainingError(
             f"{causal} documents kept apart: set cp_size to 1 or rows.document_mask to off"

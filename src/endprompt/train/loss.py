@@ -16,6 +16,7 @@ from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.models import masks
 from endprompt.train import router
+from endprompt.train.gaps import FilledGaps
 
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""
@@ -63,12 +64,16 @@ def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def aligned_loss(
-    model: nn.Module, batch: dict[str, Tensor], teacher: nn.Module | None = None
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    teacher: nn.Module | None = None,
+    gaps: FilledGaps | None = None,
 ) -> Losses:
     """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
 
     teacher  the base as it was: prefix tokens are held to what it says of the row at contiguous
              positions (Kullback-Leibler divergence, Hinton et al. 2015), in place of the text
+    gaps     what stands in the gaps of the model's rows; the teacher's have none
     """
     weights_BT = batch["label_weights"]
     trained_BT = weights_BT > 0
@@ -78,7 +83,11 @@ def aligned_loss(
     )
     bare: Any = getattr(model, "module", model)
     with router.logits_of(bare) as logits:
-        sums_G, plain_G = _losses_inside(model, batch, trained_BT, group_N, len(kinds_G2), teacher)
+        teacher_NH = None if teacher is None else teacher_hidden(teacher, batch)[trained_BT]
+        with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
+            sums_G, plain_G = _losses_inside(
+                model, batch, trained_BT, group_N, len(kinds_G2), teacher, teacher_NH
+            )
     balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
     segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
     with torch.no_grad():
@@ -109,6 +118,7 @@ def _losses_inside(
     group_N: Tensor,
     groups: int,
     teacher: Any,
+    teacher_NH: Tensor | None,
 ) -> Tensor:
     """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
 
@@ -120,7 +130,6 @@ def _losses_inside(
     head = bare.get_output_embeddings()
     labels_N = batch["labels"][trained_BT]
     scale = _logit_scale(bare.config)
-    teacher_NH = None if teacher is None else teacher_hidden(teacher, batch)[trained_BT]
     with _without_logit_changes(bare.config) as cap:
 
         def losses(hidden_BTH: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from endprompt import rope
 from endprompt.cues import Segment
 from endprompt.data.rows import TERMINAL, Row, assemble, collate
 from endprompt.errors import ProbeError
-from endprompt.models import families, masks
+from endprompt.models import families, masks, rotation
 from endprompt.models.recording import recording
 from endprompt.recipe import Prefix, Terminal
+from endprompt.train import gaps
 from endprompt.train.loss import hidden_states, weighted_loss
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -117,6 +118,44 @@ def check_positions(
     return checks
 
 
+@torch.no_grad()
+def check_gaps(
+    model: Any, family: families.Family, target: int, filled: gaps.FilledGaps
+) -> list[Check]:
+    """Keys in a gap stand as their text would: a text with its middle in the gap, and whole.
+
+    At the end of the target; the keys are those of the text that is read whole.
+    """
+    batch = batch_of(model, PREFIX_TOKENS)
+    batch["position_ids"] = batch["position_ids"] + target - PREFIX_TOKENS
+    rows = batch["position_ids"]
+    with recording(model) as recorded:
+        whole = hidden_states(model, batch)[0][0]
+        turns = rotation.angles(model, family, rows, rows[0])
+    layouts = rotation.layouts(model, family)
+    third = PREFIX_TOKENS // 3
+    middle = slice(third, 2 * third)
+    of_layer = {i: n for n, layers in enumerate(family.layers) for i in layers.indices}
+    true = gaps.Bank(
+        {i: gaps.unturned(recorded[i].key_KTD, layouts[n], turns[n])[:, middle]
+         for i, n in of_layer.items()},
+        {i: recorded[i].value_KTD[:, middle] for i in of_layer},
+    )  # fmt: skip
+    apart = {
+        name: torch.cat([column[:, :third], column[:, 2 * third :]], 1)
+        for name, column in batch.items()
+    }
+    apart["gap_positions"] = rows[:, middle]
+    apart["gap_slots"] = torch.arange(third, device=rows.device)[None]
+    with filled.holding(true).of(model, apart):
+        split = hidden_states(model, apart)[0][0]
+    error = float((split[third:] - whole[2 * third :]).abs().max())
+    size = float(whole.abs().max())
+    detail = f"differ by {error:.2g} of {size:.2g} from the text read whole"
+    backend = str(model.config._attn_implementation)
+    return [Check("keys in gaps stand as their text would", backend, error <= 1e-3 * size, detail)]
+
+
 def require(checks: list[Check]) -> None:
     """Raise ProbeError that names every check that failed."""
     failed = [f"{check.name} [{check.backend}]: {check.detail}"
@@ -156,7 +195,7 @@ def frequencies(
     model: Any, family: families.Family, wanted: rope.Parameters, target: int
 ) -> Iterator[Check]:
     """What the model's rotary embedding holds for each kind of layer, against NumPy's."""
-    base, embedding = family.base, _rotary_embedding(model)
+    base, embedding = family.base, rotation.embedding(model)
     for layers in family.layers:
         if layers.parameters is None:
             continue
@@ -342,12 +381,3 @@ def _checkpointing(model: Any, on: bool) -> Generator[None]:
         if on:
             model.activation_checkpointing_disable()
         model.train(training)
-
-
-def _rotary_embedding(model: Any) -> Any:
-    for module in model.modules():
-        if hasattr(module, "rope_type") and any(
-            name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)
-        ):
-            return module
-    raise ProbeError(f"model type {model.config.model_type!r} has no rotary embedding")

@@ -40,6 +40,7 @@ from endprompt.train import (
     calibration,
     checkpoints,
     context_parallel,
+    gaps,
     position_check,
 )
 from endprompt.train.loss import aligned, aligned_loss
@@ -191,8 +192,9 @@ def _train(
             data_collator=collate,
             callbacks=[checkpoints.MarkComplete(resumed), _Report(progress), *callbacks],
             teacher=ready.teacher,
+            gaps=ready.gaps,
             row_tokens=amounts.row_tokens,
-            row_flops=flops.row(recipe, operations, False).total,
+            row_flops=flops.row(recipe, operations, False, gap_pairs=ready.gap_pairs).total,
         )
     trainer.remove_callback(PrinterCallback)
     _run(trainer, str(checkpoint.folder) if checkpoint else None, recipe.training.dtype)
@@ -203,7 +205,7 @@ def _train(
         target=target,
         steps=amounts.steps,
         tokens=amounts.tokens,
-        flops=amounts.rows * flops.row(recipe, operations).total,
+        flops=amounts.rows * flops.row(recipe, operations, gap_pairs=ready.gap_pairs).total,
         seconds=sum(entry["seconds"] for entry in curve),
         peak_memory_bytes=provenance.peak_memory_bytes(),
         epochs=ready.rows.epochs,
@@ -229,6 +231,8 @@ class _Loaded:
 
     config     of the scaled model
     teacher    the base, None where no prefix token is distilled
+    gaps       what stands in the gaps of rows, None where they are empty
+    gap_pairs  query-key pairs of a mean row with keys in gaps
     precision  of the base's stored weights
     checks     the position check on this model
     batches    rows of one forward pass, and passes of a step
@@ -239,6 +243,8 @@ class _Loaded:
     rows: RowSource
     network: Any
     teacher: Any
+    gaps: gaps.FilledGaps | None
+    gap_pairs: float
     precision: str
     checks: list[position_check.Check]
     batches: tuple[int, int]
@@ -265,17 +271,44 @@ def _load(recipe: Recipe, model: str, documents: Documents, target: int) -> _Loa
     for index in range(min(8, len(rows))):  # what cannot be made is said before the model loads
         rows.row(index)
     precision = models.check(model, base_config).precision
+    teacher, bank = _what_the_base_gives(recipe, model, family, rows)
     torch.manual_seed(training.seed)
     network = models.load(model, config)
     wanted = models.scaled_parameters(family, recipe, target)
     checks = position_check.check_positions(network, family, target, wanted=wanted)
+    filled = None
+    if bank is not None:
+        filled = gaps.FilledGaps(network, family, bank)
+        checks += position_check.check_gaps(network, family, target, filled)
     position_check.require(checks)
     batches = _make_trainable(network, recipe, config)
-    teacher = None
-    if training.prefix_loss == "base":
-        dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
-        teacher = models.load(model, base_config, dtype=dtype)
-    return _Loaded(config, tokenizer, rows, network, teacher, precision, checks, batches)
+    return _Loaded(
+        config, tokenizer, rows, network, teacher, filled, rows.gap_pairs(), precision, checks,
+        batches,
+    )  # fmt: skip
+
+
+def _what_the_base_gives(
+    recipe: Recipe, model: str, family: families.Family, rows: RowSource
+) -> tuple[Any, gaps.Bank | None]:
+    """The base, where it teaches, and the bank that it read for gaps; None where not needed."""
+    training = recipe.training
+    distils = training.prefix_loss == "base"
+    if not distils and rows.filler is None:
+        return None, None
+    dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
+    base = models.load(model, models.load_config(model), dtype=dtype)
+    if rows.filler is None:
+        return base, None
+    bank = gaps.read(base.to(_device()), family, rows.filler.pieces)
+    return base if distils else None, bank
+
+
+def _device() -> torch.device:
+    """Where this process will train."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _make_trainable(network: Any, recipe: Recipe, config: Any) -> tuple[int, int]:
@@ -326,16 +359,24 @@ class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
     teacher                the base, where prefix tokens are distilled from it
+    gaps                   what stands in the gaps of rows, where they are filled
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
 
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *, teacher: Any, row_tokens: int, row_flops: float, **arguments: Any
+        self,
+        *,
+        teacher: Any,
+        gaps: gaps.FilledGaps | None,
+        row_tokens: int,
+        row_flops: float,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self._teacher = teacher and teacher.to(self.args.device).eval().requires_grad_(False)
+        self._gaps = gaps
         self._row_tokens, self._row_flops = row_tokens, row_flops
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
         self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
@@ -407,7 +448,7 @@ class RowTrainer(Trainer):
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
         self._segments = inputs["label_segments"]
         try:
-            losses = aligned_loss(model, inputs, self._teacher)
+            losses = aligned_loss(model, inputs, self._teacher, self._gaps)
         finally:
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
@@ -521,7 +562,7 @@ def _tokens_at_once(recipe: Recipe, decoder: flops.Decoder) -> int:
     if not torch.cuda.is_available():
         return TOKENS_AT_ONCE
     room = torch.cuda.get_device_properties(0).total_memory
-    return memory.tokens_at_once(decoder, room, **recipe.training.memory())
+    return memory.tokens_at_once(decoder, room, **recipe.memory())
 
 
 def _arguments(

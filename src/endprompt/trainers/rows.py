@@ -66,6 +66,11 @@ def write_rows(
         raise RecipeError(
             "rows.document_mask needs a mask of its own for each row: set it to false"
         )
+    if chosen.rows.gaps == "filled":
+        raise RecipeError(
+            "rows.gaps filled needs keys of another model in every layer, which rows in a file "
+            "can't hold: set it to empty"
+        )
     row_tokens = chosen.amounts.row_tokens
     number = count if count is not None else (tokens or 0) // row_tokens
     if number < 1:
