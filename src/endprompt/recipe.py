@@ -269,9 +269,12 @@ class Training(Settings):
     """`lora+`: LoRA, and embeddings and norms as well, as in LongLoRA."""
     lora_rank: Count = 8
     lora_alpha: Count = 16
-    prefix_loss: Literal["text", "base"] = "text"
+    prefix_loss: Literal["text", "base", "view"] = "text"
     """`base`: prefix tokens are held to what the base says of the row at contiguous positions
-    (Kullback-Leibler divergence), in place of the text. The base is read beside the model."""
+    (Kullback-Leibler divergence), in place of the text. The base is read beside the model.
+    `view`: to the text, and to what the model itself says of the row at contiguous positions."""
+    divergence: Literal["forward", "reverse"] = "forward"
+    """Of a teacher t and the model m: forward is KL(t || m), reverse KL(m || t)."""
     attention: Literal["full", "shifted"] = "full"
     """`shifted`: LongLoRA's shifted sparse attention, in training only."""
     attention_groups: Count = 4
@@ -462,7 +465,8 @@ class Recipe(Settings):
             "checkpointing": bool(training.gradient_checkpointing),
             "dtype": training.dtype,
             "shifted": training.attention == "shifted",
-            "distilled": training.prefix_loss == "base",
+            "distilled": training.prefix_loss != "text",
+            "own_teacher": training.prefix_loss == "view",
             "gap_keys": rows.gap_keys if filled else 0,
             "gap_bank": rows.gap_bank if filled else 0,
             **changes,
@@ -500,7 +504,13 @@ FIRST_NAMES = {"trainable": "trains", "document_mask": "isolate", "verbatim": "q
 """Keys that had another name when the first results were written."""
 
 
-ADDED = {"grows": False, "gaps": "empty", "gap_keys": "auto", "gap_bank": "auto"}
+ADDED = {
+    "grows": False,
+    "gaps": "empty",
+    "gap_keys": "auto",
+    "gap_bank": "auto",
+    "divergence": "forward",
+}
 """Keys that came later, with their defaults."""
 
 

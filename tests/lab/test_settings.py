@@ -33,6 +33,8 @@ OTHER = {
     "rows.kinds.terminal.tokens": 40,
     "rows.kinds.terminal.recall.cue_tokens": (6, 8),
     "rows.kinds.terminal.recall.answer_tokens": (12, 16),
+    "rows.gap_keys": 100,
+    "rows.gap_bank": 50,
     "training.trainable": "lora",
     "training.prefix_loss": "base",
     "training.attention": "shifted",

@@ -57,7 +57,7 @@ def test_ranks_that_hold_a_row_together_read_the_same(monkeypatch: pytest.Monkey
     [
         ({"cp": 2}, {"training.attention": "shifted"}, "cp_size is 2.*not shifted"),
         ({"cp": 2}, {"rows.document_mask": True}, "cp_size is 2.*documents kept apart"),
-        ({"cp": 2}, {"training.prefix_loss": "base"}, "cp_size is 2.*the base reads whole rows"),
+        ({"cp": 2}, {"training.prefix_loss": "base"}, "cp_size is 2.*the teacher reads whole rows"),
         ({"cp": 2}, {"rows.gaps": "filled"}, "cp_size is 2.*keys in gaps"),
         ({"sp": 2}, {}, "sp_size is 2"),
     ],

@@ -143,7 +143,7 @@ def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
 
-    found = loss.aligned_loss(model, loss.aligned(batch), base)
+    found = loss.aligned_loss(model, loss.aligned(batch), loss.Teacher(base))
     found.weighted.backward()
 
     assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -152,6 +152,38 @@ def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
     assert all(parameter.grad is None for parameter in base.parameters())
     shown = plain[prefix & (used > 0)].sum().item()
     assert found.by_segment[PREFIX, 0].item() == pytest.approx(shown, rel=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_view_with_jumps_is_held_to_one_without_in_either_direction(
+    own: bool, reverse: bool
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    teacher = model if own else AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    batch = a_batch(rows=1)
+    batch["position_ids"][:, 12:] += 300
+    columns = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}
+    near = columns | {"position_ids": torch.arange(40)[None]}
+    said = model(**columns).logits.double().log_softmax(-1)[:, :-1]
+    told = teacher(**near).logits.double().log_softmax(-1)[:, :-1].detach()
+    apart = said.exp() * (said - told) if reverse else told.exp() * (told - said)
+    used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
+    prefix, plain = batch["segments"][:, 1:] == PREFIX, reference(model, batch)
+    held = apart.sum(-1) + (plain if own else 0)
+    expected = (torch.where(prefix, held, plain) * used).sum()
+    expected.backward()
+    gradient = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
+    model.zero_grad()
+
+    teaching = loss.Teacher(None if own else teacher, reverse)
+    found = loss.aligned_loss(model, loss.aligned(batch), teaching)
+    found.weighted.backward()
+
+    assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_first_terminal_token_is_predicted_from_the_last_prefix_token() -> None:

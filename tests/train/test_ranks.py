@@ -110,10 +110,15 @@ def test_two_ranks_see_each_row_once_and_end_as_one_rank_does(
 
 
 @pytest.mark.slow
-def test_sharded_ranks_that_their_base_teaches_end_as_one_rank_does(
-    tiny: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "more",
+    [{"training.prefix_loss": "base"}, {"training.prefix_loss": "view"}, {"rows.gaps": "filled"}],
+    ids=str,
+)
+def test_sharded_ranks_with_a_teacher_or_filled_gaps_end_as_one_rank_does(
+    more: dict[str, str], tiny: Path, tmp_path: Path
 ) -> None:
-    taught = {"settings": SETTINGS | {"training.prefix_loss": "base"}}
+    taught = {"settings": SETTINGS | more}
     for count, name, orders in ((1, "one", {}), (2, "two", {"config": "fsdp2"})):
         done = train(count, tiny, tmp_path, name, **taught, **orders)
         assert done.returncode == 0, done.stderr

@@ -346,6 +346,7 @@ def test_a_run_that_its_base_teaches_stays_nearer_to_it(
         return float((told.exp() * (told - said)).sum(-1).mean().detach())
 
     assert divergence("base") < 0.8 * divergence("text")
+    assert divergence("view") != divergence("text")
 
 
 def test_gradient_accumulation_gives_the_gradient_of_one_batch(

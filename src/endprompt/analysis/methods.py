@@ -156,7 +156,7 @@ def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder, pairs: float 
         kind=training.attention,
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
-        distilled=training.prefix_loss == "base",
+        distilled=training.prefix_loss != "text",
         gap_pairs=pairs,
     )
     return row.total / row_tokens

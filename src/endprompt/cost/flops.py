@@ -159,7 +159,7 @@ def training(
     Backward sends a gradient through every matrix (as much as forward), through attention
     (twice as much), and makes a gradient for each trainable matrix (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
-    no gradient needs. With the base as teacher, that reads the row as well, and the
+    no gradient needs. With a teacher, that reads the row as well, and the
     logits are made once more for the gradient. Attention to keys in filled gaps (`gap_pairs`
     query-key pairs a row) is made once more in the backward pass, whatever is kept; reading the
     bank, once a run, is left out. Zero for what trains nothing.
@@ -214,7 +214,7 @@ def row(
         groups=settings.attention_groups,
         lora_rank=settings.lora_rank,
         checkpointing=checkpointing,
-        distilled=settings.prefix_loss == "base",
+        distilled=settings.prefix_loss != "text",
         gap_pairs=gap_pairs,
     )
 

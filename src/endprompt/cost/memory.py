@@ -99,6 +99,7 @@ def train_memory_bytes(
     accumulates: bool = False,
     shifted: bool = False,
     distilled: bool = False,
+    own_teacher: bool = False,
     gap_keys: int = 0,
     gap_bank: int = 0,
     runtime: float = CPU_RUNTIME,
@@ -111,6 +112,7 @@ def train_memory_bytes(
     accumulates   a step has several forward passes
     shifted       attention in shifted groups, which copies queries, keys, values and results
     distilled     the teacher stands beside the model, whole on each device, in `dtype`
+    own_teacher   the teacher is the model itself
     gap_keys, gap_bank  keys in the gaps of a row, and tokens whose keys are kept to fill them
     """
     trained = flops.trained_weights(decoder, trainable, lora_rank)
@@ -134,7 +136,7 @@ def train_memory_bytes(
     logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
     base = 0.0
     if distilled:  # its weights, and of a chunk what it says, what is said, and two steps between
-        base = (4.0 if dtype == "float32" else 2.0) * decoder.weights
+        base = 0.0 if own_teacher else (4.0 if dtype == "float32" else 2.0) * decoder.weights
         logits += 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary
     gathered = 0.0
     if dtype != "float32" and not sharded:  # autocast keeps a bf16 copy of what it multiplies
@@ -181,6 +183,7 @@ def tokens_at_once(
     dtype: str,
     shifted: bool,
     distilled: bool,
+    own_teacher: bool = False,
     gap_keys: int = 0,
     gap_bank: int = 0,
 ) -> int:
@@ -200,6 +203,7 @@ def tokens_at_once(
             accumulates=True,
             shifted=shifted,
             distilled=distilled,
+            own_teacher=own_teacher,
             gap_keys=gap_keys,
             gap_bank=gap_bank,
         )

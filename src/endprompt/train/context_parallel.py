@@ -42,9 +42,9 @@ def require_cuttable(recipe: Recipe) -> None:
     )
     if recipe.training.attention == "shifted":
         raise TrainingError(f"{causal} shifted: set cp_size to 1 or training.attention to full")
-    if recipe.training.prefix_loss == "base":
+    if recipe.training.prefix_loss != "text":
         raise TrainingError(
-            f"cp_size is {ranks_of_a_row()}, and the base reads whole rows: set "
+            f"cp_size is {ranks_of_a_row()}, and the teacher reads whole rows: set "
             "cp_size to 1 or training.prefix_loss to text"
         )
     if recipe.rows.gaps == "filled":

@@ -36,6 +36,20 @@ class Losses:
     """float[], load-balancing loss of a mixture of experts whose config asks for it; a mean."""
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What prefix tokens are held to beside, or in place of, the text (Hinton et al. 2015).
+
+    model    reads the row at contiguous positions, without a gradient: the base as it was; None:
+             the model that learns, whose view with jumps is held to its own view without them
+             (Li et al. 2026, "RoPE-perturbed self-distillation"), and to the text as well
+    reverse  KL(model || teacher) in place of KL(teacher || model)
+    """
+
+    model: Any = None
+    reverse: bool = False
+
+
 def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
     """Loss of predicting every token of a batch, each with its own weight.
 
@@ -66,13 +80,12 @@ def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def aligned_loss(
     model: nn.Module,
     batch: dict[str, Tensor],
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     gaps: FilledGaps | None = None,
 ) -> Losses:
     """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
 
-    teacher  the base as it was: prefix tokens are held to what it says of the row at contiguous
-             positions (Kullback-Leibler divergence, Hinton et al. 2015), in place of the text
+    teacher  what prefix tokens are held to
     gaps     what stands in the gaps of the model's rows; the teacher's have none
     """
     weights_BT = batch["label_weights"]
@@ -83,7 +96,9 @@ def aligned_loss(
     )
     bare: Any = getattr(model, "module", model)
     with router.logits_of(bare) as logits:
-        teacher_NH = None if teacher is None else teacher_hidden(teacher, batch)[trained_BT]
+        teacher_NH = None
+        if teacher is not None:
+            teacher_NH = teacher_hidden(teacher.model or model, batch)[trained_BT]
         with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
             sums_G, plain_G = _losses_inside(
                 model, batch, trained_BT, group_N, len(kinds_G2), teacher, teacher_NH
@@ -101,7 +116,7 @@ def aligned_loss(
 
 
 def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Hidden states [B, T, H] that the base's head makes logits of; it reads rows without jumps.
+    """Hidden states [B, T, H] that a teacher's head makes logits of; it reads rows without jumps.
 
     What a family puts on its logits is on them already.
     """
@@ -117,7 +132,7 @@ def _losses_inside(
     trained_BT: Tensor,
     group_N: Tensor,
     groups: int,
-    teacher: Any,
+    teacher: Teacher | None,
     teacher_NH: Tensor | None,
 ) -> Tensor:
     """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
@@ -136,7 +151,7 @@ def _losses_inside(
             hidden_NH = hidden_BTH[trained_BT]
             if scale != 1:
                 hidden_NH = hidden_NH * scale
-            if teacher_NH is None:
+            if teacher is None or teacher_NH is None:
                 sums_G = group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
                 found_2G = torch.stack([sums_G, sums_G.detach()])
             else:
@@ -146,7 +161,8 @@ def _losses_inside(
                     labels_N,
                     cap,
                     teacher_NH,
-                    teacher.get_output_embeddings(),
+                    (teacher.model or bare).get_output_embeddings(),
+                    teacher,
                     batch["label_segments"][trained_BT] == PREFIX,
                 )
                 found_2G = distilled_2N.new_zeros(2, groups).index_add(1, group_N, distilled_2N)
@@ -233,12 +249,13 @@ def teacher_losses(
     cap: float | None,
     teacher_NH: Tensor,
     teacher_head: nn.Linear,
+    teacher: Teacher,
     prefix_N: Tensor,
 ) -> Tensor:
     """float[2, N]: what is trained of each token, and its cross-entropy in nats, detached.
 
-    teacher_NH, teacher_head  the base's hidden states and head
-    prefix_N            bool, tokens that are held to what the base says
+    teacher_NH, teacher_head  the teacher's hidden states and head
+    prefix_N            bool, tokens that are held to what the teacher says
     """
 
     def of_chunk(hidden: Tensor, labels: Tensor, base: Tensor, prefix: Tensor) -> Tensor:
@@ -246,7 +263,10 @@ def teacher_losses(
         plain = F.nll_loss(said, labels, reduction="none")
         with torch.no_grad():
             known = _logits(base, teacher_head, cap).log_softmax(-1)
-        apart = F.kl_div(said, known, reduction="none", log_target=True).sum(-1)
+        pair = (known, said) if teacher.reverse else (said, known)
+        apart = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
+        if teacher.model is None:
+            apart = apart + plain
         return torch.stack([torch.where(prefix, apart, plain), plain.detach()])
 
     columns = (hidden_NH, labels_N, teacher_NH, prefix_N)

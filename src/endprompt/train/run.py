@@ -43,7 +43,7 @@ from endprompt.train import (
     gaps,
     position_check,
 )
-from endprompt.train.loss import aligned, aligned_loss
+from endprompt.train.loss import Teacher, aligned, aligned_loss
 
 Progress = Callable[[dict[str, Any]], None]
 RESULT = "train.json"
@@ -230,7 +230,7 @@ class _Loaded:
     """What a training needs, checked and in memory.
 
     config     of the scaled model
-    teacher    the base, None where no prefix token is distilled
+    teacher    None where no prefix token is distilled
     gaps       what stands in the gaps of rows, None where they are empty
     gap_pairs  query-key pairs of a mean row with keys in gaps
     precision  of the base's stored weights
@@ -242,7 +242,7 @@ class _Loaded:
     tokenizer: Any
     rows: RowSource
     network: Any
-    teacher: Any
+    teacher: Teacher | None
     gaps: gaps.FilledGaps | None
     gap_pairs: float
     precision: str
@@ -271,7 +271,7 @@ def _load(recipe: Recipe, model: str, documents: Documents, target: int) -> _Loa
     for index in range(min(8, len(rows))):  # what cannot be made is said before the model loads
         rows.row(index)
     precision = models.check(model, base_config).precision
-    teacher, bank = _what_the_base_gives(recipe, model, family, rows)
+    teacher, bank = _teacher_and_bank(recipe, model, family, rows)
     torch.manual_seed(training.seed)
     network = models.load(model, config)
     wanted = models.scaled_parameters(family, recipe, target)
@@ -288,20 +288,23 @@ def _load(recipe: Recipe, model: str, documents: Documents, target: int) -> _Loa
     )  # fmt: skip
 
 
-def _what_the_base_gives(
+def _teacher_and_bank(
     recipe: Recipe, model: str, family: families.Family, rows: RowSource
-) -> tuple[Any, gaps.Bank | None]:
-    """The base, where it teaches, and the bank that it read for gaps; None where not needed."""
+) -> tuple[Teacher | None, gaps.Bank | None]:
+    """The teacher, and the bank that the base read for gaps; None where not needed."""
     training = recipe.training
+    reverse = training.divergence == "reverse"
+    teacher = Teacher(None, reverse) if training.prefix_loss == "view" else None
     distils = training.prefix_loss == "base"
     if not distils and rows.filler is None:
-        return None, None
+        return teacher, None
     dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
     base = models.load(model, models.load_config(model), dtype=dtype)
+    if distils:
+        teacher = Teacher(base, reverse)
     if rows.filler is None:
-        return base, None
-    bank = gaps.read(base.to(_device()), family, rows.filler.pieces)
-    return base if distils else None, bank
+        return teacher, None
+    return teacher, gaps.read(base.to(_device()), family, rows.filler.pieces)
 
 
 def _device() -> torch.device:
@@ -358,7 +361,7 @@ def _whole(trainer: Trainer, ready: _Loaded, recipe: Recipe, model: str) -> Any:
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
-    teacher                the base, where prefix tokens are distilled from it
+    teacher                what prefix tokens are held to, where they are distilled
     gaps                   what stands in the gaps of rows, where they are filled
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
@@ -368,14 +371,16 @@ class RowTrainer(Trainer):
     def __init__(
         self,
         *,
-        teacher: Any,
+        teacher: Teacher | None,
         gaps: gaps.FilledGaps | None,
         row_tokens: int,
         row_flops: float,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self._teacher = teacher and teacher.to(self.args.device).eval().requires_grad_(False)
+        self._teacher = teacher
+        if teacher is not None and teacher.model is not None:
+            teacher.model.to(self.args.device).eval().requires_grad_(False)
         self._gaps = gaps
         self._row_tokens, self._row_flops = row_tokens, row_flops
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)

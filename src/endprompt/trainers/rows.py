@@ -124,8 +124,8 @@ def _warn(recipe: Recipe, source: RowSource) -> None:
             "label weighs the same there",
             ", ".join(row_files.WITHOUT_WEIGHTS),
         )
-    if recipe.training.prefix_loss == "base":
-        log.warning("training.prefix_loss base needs the teacher of endprompt train: elsewhere "
+    if recipe.training.prefix_loss != "text":
+        log.warning("training.prefix_loss needs the teacher of endprompt train: elsewhere "
                     "the prefix is trained on its text")  # fmt: skip
     if recipe.training.attention == "shifted":
         log.warning("training.attention shifted is that of endprompt train: elsewhere it is full")
