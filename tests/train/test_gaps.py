@@ -17,12 +17,14 @@ from transformers.masking_utils import sdpa_mask
 
 from endprompt import recipe
 from endprompt.cost import flops
+from endprompt.cues import CueWriter
 from endprompt.data.gaps import GapFiller, lead
 from endprompt.data.packing import stretches
-from endprompt.data.rows import collate
+from endprompt.data.rows import RowSource, collate
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import RecipeError, TextError, TrainingError
 from endprompt.io.files import sha256_file
+from endprompt.models import checkpoint as models
 from endprompt.models import families, rotation
 from endprompt.models.recording import recording
 from endprompt.train import activations, gaps, position_check, run
@@ -268,6 +270,26 @@ def test_a_row_meets_other_text_only_and_all_of_its_gaps() -> None:
     assert np.diff(filling.positions_G).max() <= 5 + 20
 
 
+def test_filled_rows_are_those_with_empty_gaps_and_keys_beside_them(tiny: Path) -> None:
+    rng = np.random.default_rng(0)
+    documents = TokenDocuments.from_arrays([rng.integers(0, 256, 3000)])
+    cues = CueWriter(models.load_tokenizer(str(tiny)))
+    chosen = recipe.load("filled-anchors").replace({"rows.tokens": 128})
+    empty = chosen.replace({"rows.gaps": "empty"})
+    sources = [
+        RowSource(documents, one.rows, cues, target=512, seed=1, count=8) for one in (chosen, empty)
+    ]
+    for index in range(8):
+        filled, plain = (source.row(index) for source in sources)
+        assert np.array_equal(filled.positions_T, plain.positions_T)
+        assert np.array_equal(filled.tokens_T, plain.tokens_T)
+        assert plain.filling is None
+        count = filled.positions_T[-1] + 1 - 128
+        assert filled.filling is not None
+        assert len(filled.filling.positions_G) == count
+        assert np.array_equal(filled.filling.slots_G, sources[0].row(index).filling.slots_G)
+
+
 def test_one_stretch_of_text_cannot_fill_gaps() -> None:
     documents = TokenDocuments.from_arrays([np.arange(100)])
     with pytest.raises(TextError, match="one stretch of 64 tokens"):
@@ -333,6 +355,7 @@ def test_training_with_filled_gaps_resumes_bit_for_bit(tiny: Path, tmp_path: Pat
     assert weights[0] == weights[1]
     names = {check["name"]: check["passed"] for check in whole.position_check}
     assert names["keys in gaps stand as their text would"]
+    assert "endprompt" not in (tmp_path / "whole/model/config.json").read_text()
     plain = chosen.replace({"rows.gaps": "empty"})
     plain = run.train(
         plain, model=str(tiny), documents=documents, target=512, out=tmp_path / "plain"

@@ -147,7 +147,7 @@ def loss_on_key_tokens(
     for number, (window, ids_T) in enumerate(pieces):
         far = step if window <= reads else max(step, reads // STEPS)
         whole_T = losses_from(evaluator, ids_T, min(reads, window) - far, far)
-        shorts_CT = np.stack([losses_from(evaluator, ids_T, each, step) for each in shorts])
+        shorts_CT = np.stack([losses_from(evaluator, ids_T, context, step) for context in shorts])
         own_T = np.full(window, np.nan)
         own_T[1:] = engine.context().extend(ids_T, scored=window - 1).nll_T
         measured[window].append(

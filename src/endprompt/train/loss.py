@@ -42,7 +42,7 @@ class Teacher:
 
     model    reads the row at contiguous positions, without a gradient: the base as it was; None:
              the model that learns, whose view with jumps is held to its own view without them
-             (Li et al. 2026, "RoPE-perturbed self-distillation"), and to the text as well
+             ("RoPE-perturbed self-distillation", arXiv 2604.14339), and to the text as well
     reverse  KL(model || teacher) in place of KL(teacher || model)
     """
 
