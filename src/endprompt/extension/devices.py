@@ -228,8 +228,9 @@ def require_divisible(devices: Devices, recipe: Recipe) -> None:
 
 def cut_allowed(recipe: Recipe, local_span: int | None) -> bool:
     """Whether rows of a recipe may be cut among ranks (`train.context_parallel`)."""
-    plain = recipe.training.attention != "shifted" and not recipe.rows.document_mask
-    return plain and recipe.training.prefix_loss != "base" and local_span is None
+    rows, training = recipe.rows, recipe.training
+    plain = training.attention != "shifted" and not rows.document_mask and rows.gaps == "empty"
+    return plain and training.prefix_loss == "text" and local_span is None
 
 
 def shell(job: jobs.Job, devices: Devices, machines: int) -> str:
