@@ -94,6 +94,17 @@ def seconds(text: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
+def duration(value: float) -> str:
+    """Seconds as people say them: `40 s`, `12 min`, `2.1 h`.
+
+    >>> duration(39.6), duration(740), duration(7400)
+    ('40 s', '12 min', '2.1 h')
+    """
+    if value < 99.5:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5970 else f"{value / 3600:.1f} h"
+
+
 def short(value: float) -> str:
     """Three digits and a metric prefix, with a space before it: `12.3 T`."""
     for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):

@@ -174,6 +174,7 @@ def test_ruler_runs_on_a_checkpoint_and_says_what_is_not_comparable(model, tmp_p
     given = ["run", model, "--tasks", "ruler", "--ruler-tasks", "vt,qa_1", "--lengths", "2000"]
     assert command(*given, "--samples", "1", "--out", tmp_path / "r") == 0
     shown = capsys.readouterr().out
+    assert "ruler: 2 prompts, 4,000 tokens, about " in shown.splitlines()[0]
     assert "qa_1: squad is" in shown
     assert "not comparable with published RULER" in shown
     assert "2000 tokens (target): average" in shown

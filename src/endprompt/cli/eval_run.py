@@ -166,7 +166,7 @@ def run(
             _show(name, summary, chosen.lengths)
 
     bar = screen.bar if progress is None else screen.parts_of_progress(progress, chosen.tasks)
-    done = evaluate(chosen, out, bar=bar, show=show)
+    done = evaluate(chosen, out, bar=bar, show=show, say=echo)
     if done.troubles:
         echo(
             "the server's troubles, retried ones included: "

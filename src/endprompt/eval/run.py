@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from endprompt.eval import results, suites, untaught
+from endprompt import units
+from endprompt.eval import estimate, results, suites, untaught
 from endprompt.eval.config import EvalConfig
 from endprompt.eval.engine import Coder, Engine
 from endprompt.eval.reader import Reader
@@ -51,11 +52,13 @@ def evaluate(
     *,
     bar: Bar = _no_bar,
     show: Show = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluated:
     """Ask everything that a configuration names and write it under `out`, a folder a suite.
 
     bar   a progress bar for each suite
     show  called with name, cells and summary when a suite (of `short`: a task) is done
+    say   called before a suite of known sizes with what it will take here
 
     What is there is not asked again. Raises an EndPromptError for everything that a user can
     cause, OutputError for a folder of another evaluation among it.
@@ -66,6 +69,8 @@ def evaluate(
         for name in (name for name in config.tasks if name != "short"):
             suite = suite_of(name, config, target.coder)
             held.claim({})
+            if target.engine is not None and suite.sizes:
+                say(_foretold(target.engine, suite))
             summary = _answer(suite, config, target, out / name, bar)
             show(name, summary.cells, summary)
             done.cells[name] = summary.cells
@@ -163,6 +168,17 @@ def suite_of(name: str, config: EvalConfig, coder: Coder) -> Suite:
         samples=config.texts,
         seed=config.seed,
         documents=documents,
+    )
+
+
+def _foretold(engine: Engine, suite: Suite) -> str:
+    """What a suite will take, in one line."""
+    tokens = sum(length for length, _ in suite.sizes)
+    took = units.duration(estimate.seconds(engine, suite.sizes))
+    device = "GPU" if engine.device.type == "cuda" else "CPU"
+    return (
+        f"{suite.name}: {len(suite.sizes):,} prompts, {tokens:,} tokens, about {took} on this "
+        f"{device}; what is answered already is not asked again"
     )
 
 

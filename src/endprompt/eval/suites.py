@@ -22,6 +22,7 @@ class Suite:
     total      how many there are
     settings   what decides them, JSON-able, hashes of data included
     notes      what a reader of the results has to know; asked when all questions were taken
+    sizes      (length, tokens to generate) of every question, where they are known beforehand
     """
 
     name: str
@@ -30,6 +31,7 @@ class Suite:
     score: Callable[[Question, str], dict[str, float]]
     settings: dict[str, Any]
     notes: Callable[[], Sequence[str]] = tuple
+    sizes: Sequence[tuple[int, int]] = ()
 
 
 def ruler_suite(
@@ -107,6 +109,7 @@ def ruler_suite(
             "data": {what: sha256_file(path) for what, path in given.items()},
         },
         notes,
+        [(cell.length, cell.task.tokens_to_generate) for cell in cells for _ in range(samples)],
     )
 
 
