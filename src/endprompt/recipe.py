@@ -233,7 +233,7 @@ class Rows(Settings):
     def _gaps_are_seen(self) -> Self:
         if self.gaps == "filled" and self.document_mask:
             raise ValueError(
-                "gaps: filled shows other text to every token behind it, and document_mask hides "
+                "filled gaps show other text to every token behind them, and document_mask hides "
                 "other documents: set one of them"
             )
         return self
