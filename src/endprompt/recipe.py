@@ -280,7 +280,9 @@ class Training(Settings):
     attention_groups: Count = 4
     """Number of groups that `shifted` cuts a row in."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "fast", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU. `fast`: bfloat16 on a CPU as well, where it is
+    fast in that. Weights and optimizer are float32 all the same."""
     save_steps: Count | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -392,10 +394,19 @@ class Recipe(Settings):
         training = self.training.model_copy(update={"trainable": "nothing"})
         return self.model_copy(update={"name": self.rope.scaling, "training": training})
 
-    def resolve(self, *, window: int, target: int, gpu: bool, base: Base | None = None) -> Recipe:
+    def resolve(
+        self,
+        *,
+        window: int,
+        target: int,
+        gpu: bool,
+        base: Base | None = None,
+        fast_in_bf16: bool = False,
+    ) -> Recipe:
         """The same with every `auto` amount as a number, so that equal recipes make equal runs.
 
         window, target  tokens of the base and of the extended model
+        fast_in_bf16    whether the CPU that trains is, for `training.dtype: fast`
         gpu             True where a GPU trains: a billion tokens in rows of the window, as in the
                         paper; on a CPU a demonstration of minutes
         base            RoPE of the base, which may have some headroom already; None: it has none
@@ -444,9 +455,10 @@ class Recipe(Settings):
                         "tokens_per_step": step,
                         "save_steps": save,
                         "warmup_steps": min(training.warmup_steps, max(1, steps // 8)),
-                        "dtype": ("bfloat16" if gpu else "float32")
-                        if training.dtype == "auto"
-                        else training.dtype,
+                        "dtype": {
+                            "auto": "bfloat16" if gpu else "float32",
+                            "fast": "bfloat16" if gpu or fast_in_bf16 else "float32",
+                        }.get(training.dtype, training.dtype),
                         "gradient_checkpointing": row_tokens > 2048
                         if training.gradient_checkpointing == "auto"
                         else training.gradient_checkpointing,

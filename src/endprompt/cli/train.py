@@ -73,14 +73,17 @@ def register(app: typer.Typer) -> None:
 
         from endprompt.data import holdout
         from endprompt.models import checkpoint as models
+        from endprompt.models import precision
         from endprompt.train import launch, run
 
         family = models.family_of(model)
         base = family.base
         if not recipes.chooses_scaling(recipe, overrides):
             chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
+        gpu = torch.cuda.is_available()
+        fast = chosen.training.dtype == "fast" and not gpu and precision.fast_in_bf16("cpu")
         resolved = chosen.resolve(
-            window=base.window, target=target, gpu=torch.cuda.is_available(), base=base
+            window=base.window, target=target, gpu=gpu, base=base, fast_in_bf16=fast
         )
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps
@@ -143,4 +146,7 @@ def register(app: typer.Typer) -> None:
             return
         if before is not None:
             echo(f"{out} holds this run, finished: nothing to do")
-        echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")
+        echo(
+            f"{out / 'model'}: {done.tokens} tokens in {resolved.training.dtype}, "
+            f"{done.seconds / 60:.1f} min"
+        )

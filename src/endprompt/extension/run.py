@@ -329,7 +329,11 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
     recipe = asked.resolve(
-        window=base.window, target=request.target, gpu=devices.for_gpus, base=base
+        window=base.window,
+        target=request.target,
+        gpu=devices.for_gpus,
+        base=base,
+        fast_in_bf16=_fast_in_bf16(asked, devices, held),
     )
     if not recipe.trained and recipe.rope.scaling == "none":
         raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
@@ -367,6 +371,15 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
         settings=settings,
         rows_cuttable=on.cut_allowed(recipe, family.local_span(request.target)),
     )
+
+
+def _fast_in_bf16(recipe: Recipe, devices: Devices, held: claims.Output) -> bool:
+    """Whether `training.dtype: fast` is bf16 on this CPU; a run that is resumed has what it had."""
+    if recipe.training.dtype != "fast" or devices.for_gpus:
+        return False
+    if held.claimed is not None:
+        return held.claimed.get("recipe", {}).get("training", {}).get("dtype") == "bfloat16"
+    return precision.fast_in_bf16("cpu")
 
 
 def _suites(
