@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from endprompt import recipe as recipes
 from endprompt import yaml_text
@@ -181,19 +181,9 @@ def load(name: str | Path) -> Study:
             )
     values = recipes.read_yaml(path, "study")
     default = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
-    try:
-        study = Study.model_validate({"name": default, **values})
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(word) for word in fault["loc"])
-        hint = nearest(str(fault["loc"][-1]), _known_keys()) if "extra" in fault["type"] else ""
-        raise RecipeError(f"study {path.name}: {where}: {fault['msg']}{hint}") from None
+    study = recipes.validated(Study, {"name": default, **values}, f"study {path.name}")
     _check(study, path.name)
     return study
-
-
-def _known_keys() -> set[str]:
-    return {key for cls in (Study, Arm, Measure, RealModel) for key in cls.model_fields}
 
 
 def _check(study: Study, what: str) -> None:
