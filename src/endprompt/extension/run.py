@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from endprompt import rope
+from endprompt.compare import commands as words
 from endprompt.cost import flops
 from endprompt.errors import DataError, RecipeError
 from endprompt.extension import devices as on
@@ -544,7 +543,6 @@ def _prepare(
     from endprompt.data.chats import renderer
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
-    from endprompt.data.prepared import open_documents
     from endprompt.data.sources import open_source, shown
 
     specs = request.text or [str(embedded.text())]
@@ -565,16 +563,13 @@ def _prepare(
         if not fresh:
             raise
         prepare(sources, tokenizer, data, force=True)  # of a refused run, of other text
-    opened = open_documents(data, tokenizer=tokenizer)
-    if not (data / holdout.FILE).is_file():
-        split = holdout.split(
-            opened,
-            tokens=max(lengths),
-            count=documents,
-            row_tokens=recipe.amounts.row_tokens,
-            tokenizer=tokenizer,
-        )
-        holdout.save(data, split)
+    holdout.set_aside(
+        data,
+        tokenizer,
+        tokens=max(lengths),
+        count=documents,
+        row_tokens=recipe.amounts.row_tokens,
+    )
     training, fingerprint = holdout.training_documents(data)
     held = holdout.held_out_texts(data)
     return {
@@ -613,7 +608,7 @@ def _check(
 
 def _check_job(request: Request, model: str, recipe: Recipe) -> jobs.Job:
     result, path = request.out / "doctor.json", request.out / "recipe.yaml"
-    files.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    words.write_recipe(path, recipe)
     arguments = ["doctor", model, "--to", str(request.target), "--method", str(path)]
     return jobs.Job(
         "check",
@@ -690,20 +685,19 @@ def _jobs(
         "suite_seconds": [60.0] * len(ready.suites),
     }
     arms = ready.arms
-    data = str(request.out / "data")
+    data = request.out / "data"
     listed = []
     for arm in arms:
         folder = request.out / "arms" / arm.name
         if arm.trained:
             path = request.out / "recipes" / f"{arm.name}.yaml"
-            values = arm.recipe.model_dump(mode="json")
-            files.write_text(path, yaml.safe_dump(values, sort_keys=False))
+            words.write_recipe(path, arm.recipe)
             listed.append(
                 jobs.Job(
                     f"train-{arm.name}",
                     f"train {arm.label}",
-                    ["train", str(path), "--model", model, "--data", data,
-                     "--to", str(request.target), "--out", str(folder), *ranks.options()],
+                    words.train(path, model=model, data=data, target=request.target, out=folder)
+                    + ranks.options(),
                     _result(request, arm),
                     seconds=seconds["train_seconds"],
                     takes=ranks.takes,
@@ -715,11 +709,11 @@ def _jobs(
             jobs.Job(
                 f"eval-{arm.name}",
                 f"evaluate {arm.label}",
-                ["eval", "window", str(folder / "model"), "--data", data,
-                 "--lengths", ",".join(map(str, ready.lengths)),
-                 "--documents", str(ready.documents),
-                 "--needles", str(request.needles), "--dtype", dtype,
-                 "--json", str(folder / "window.json")],
+                words.window(
+                    folder / "model", data=data, lengths=ready.lengths,
+                    documents=ready.documents, needles=request.needles, dtype=dtype,
+                    result=folder / "window.json",
+                ),
                 folder / "window.json",
                 needs=(f"train-{arm.name}",) if arm.trained else (),
                 seconds=seconds["eval_seconds"],

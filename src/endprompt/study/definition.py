@@ -33,8 +33,9 @@ UNTAUGHT = ("untaught", "untaught-loss")
 """Answers right, and their nats, of tasks that no row teaches."""
 QUARTERS = ("farthest", "third", "second", "nearest")
 """Of a length, by distance from the question."""
-EVALUATIONS = ("ruler", "longbench", "short")
-"""Benchmarks that need an evaluation; the others come with training."""
+SAMPLES = {"ruler": 500, "longbench": 500, "short": 100_000}
+"""Benchmarks that need a suite, and its samples: of RULER a task and length, of the others all."""
+EVALUATIONS = tuple(SAMPLES)
 SMALLER = {"lab": 1, "smollm2": 4, "paper": 1}
 """What the paper's L / L0 is divided by: 64K is 8 windows, of which a CPU reads two."""
 
