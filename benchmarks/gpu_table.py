@@ -343,9 +343,16 @@ def write_prompts(given: argparse.Namespace, model: str, target: int, folder: Pa
 
 
 def ruler(
-    folder: Path, given: argparse.Namespace, questions: list[Question], number: int
+    folder: Path,
+    given: argparse.Namespace,
+    questions: list[Question],
+    known: dict[str, list[int]],
+    number: int,
 ) -> dict[str, Any]:
-    """A round of RULER: scores by length and task, and seconds of answering."""
+    """A round of RULER: scores by length and task, and seconds of answering.
+
+    known  token ids of the round's prompts, which all arms share
+    """
     engine = Engine.load(folder / "model", dtype=given.dtype)
     suite = suites.ruler_suite(engine, tasks=[], lengths=[], samples=0, seed=0)
     began = time.perf_counter()
@@ -353,7 +360,7 @@ def ruler(
         folder / f"ruler-{number}",
         {"round": number},
         questions,
-        Reader(engine),
+        Reader(engine, known=known),
         suite.score,
         computation=engine.computation,
     )
@@ -510,11 +517,12 @@ def measure(table: Table, given: argparse.Namespace, all_of: Shared, work: Path)
     for number in range(1, given.rounds + 1):
         wanted = [arm for arm in given.arms if not table.has("ruler", f"{number}/{arm}")]
         questions = asked(given, number, work) if wanted else []
+        known: dict[str, list[int]] = {}
         for arm in wanted:
             model_of(arm)
             table.piece(
                 "ruler", f"{number}/{arm}",
-                functools.partial(ruler, work / arm, given, questions, number),
+                functools.partial(ruler, work / arm, given, questions, known, number),
             )  # fmt: skip
         if number == 1:
             _steps(table, given, all_of)

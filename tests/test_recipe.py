@@ -110,6 +110,24 @@ def test_rows_of_a_step_divide_among_ranks(ranks: int) -> None:
         amounts.batches(3, 1024)
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpu", "fast", "trains_in"),
+    [
+        ("auto", False, True, "float32"),
+        ("fast", False, True, "bfloat16"),
+        ("fast", False, False, "float32"),
+        ("fast", True, False, "bfloat16"),
+        ("float32", True, True, "float32"),
+    ],
+)
+def test_a_cpu_trains_in_bf16_on_request_where_it_is_fast_in_it(
+    asked: str, gpu: bool, fast: bool, trains_in: str
+) -> None:
+    chosen = recipes.load("pose").replace({"training.dtype": asked})
+    found = chosen.resolve(window=1024, target=4096, gpu=gpu, fast_in_bf16=fast)
+    assert found.training.dtype == trains_in
+
+
 def test_operations_of_a_row_follow_what_trains() -> None:
     decoder = flops.Decoder(2, 64, 96, 4, 2, 16, 97)
     full, longlora = (

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from endprompt.errors import RecipeError, nearest
 from endprompt.rope import Base
 
 SHIPPED = Path(__file__).parent / "recipes"
+Model = TypeVar("Model", bound=BaseModel)
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -233,7 +234,7 @@ class Rows(Settings):
     def _gaps_are_seen(self) -> Self:
         if self.gaps == "filled" and self.document_mask:
             raise ValueError(
-                "gaps: filled shows other text to every token behind it, and document_mask hides "
+                "filled gaps show other text to every token behind them, and document_mask hides "
                 "other documents: set one of them"
             )
         return self
@@ -280,7 +281,9 @@ class Training(Settings):
     attention_groups: Count = 4
     """Number of groups that `shifted` cuts a row in."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "fast", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU. `fast`: bfloat16 on a CPU as well, where it is
+    fast in that. Weights and optimizer are float32 all the same."""
     save_steps: Count | Literal["auto"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -392,10 +395,19 @@ class Recipe(Settings):
         training = self.training.model_copy(update={"trainable": "nothing"})
         return self.model_copy(update={"name": self.rope.scaling, "training": training})
 
-    def resolve(self, *, window: int, target: int, gpu: bool, base: Base | None = None) -> Recipe:
+    def resolve(
+        self,
+        *,
+        window: int,
+        target: int,
+        gpu: bool,
+        base: Base | None = None,
+        fast_in_bf16: bool = False,
+    ) -> Recipe:
         """The same with every `auto` amount as a number, so that equal recipes make equal runs.
 
         window, target  tokens of the base and of the extended model
+        fast_in_bf16    whether the CPU that trains is, for `training.dtype: fast`
         gpu             True where a GPU trains: a billion tokens in rows of the window, as in the
                         paper; on a CPU a demonstration of minutes
         base            RoPE of the base, which may have some headroom already; None: it has none
@@ -444,9 +456,10 @@ class Recipe(Settings):
                         "tokens_per_step": step,
                         "save_steps": save,
                         "warmup_steps": min(training.warmup_steps, max(1, steps // 8)),
-                        "dtype": ("bfloat16" if gpu else "float32")
-                        if training.dtype == "auto"
-                        else training.dtype,
+                        "dtype": {
+                            "auto": "bfloat16" if gpu else "float32",
+                            "fast": "bfloat16" if gpu or fast_in_bf16 else "float32",
+                        }.get(training.dtype, training.dtype),
                         "gradient_checkpointing": row_tokens > 2048
                         if training.gradient_checkpointing == "auto"
                         else training.gradient_checkpointing,
@@ -609,10 +622,15 @@ def build_recorded(values: dict[str, Any], what: str) -> Recipe:
 
 def build(values: dict[str, Any], what: str) -> Recipe:
     """A recipe from plain values; every fault is named with its key. Raises RecipeError."""
+    return validated(Recipe, values, what)
+
+
+def validated(kind: type[Model], values: dict[str, Any], what: str) -> Model:
+    """Settings from plain values; every fault is named with its key. Raises RecipeError."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{what}: {'; '.join(_faults(error))}") from None
+        raise RecipeError(f"{what}: {'; '.join(faults(error, kind))}") from None
 
 
 def parse_overrides(assignments: list[str], option: str = "--set") -> dict[str, Any]:
@@ -662,26 +680,33 @@ def _index(word: str, place: Any, key: str) -> int:
     return int(word)
 
 
-def _faults(error: ValidationError) -> list[str]:
-    faults = []
+def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """Every fault of some settings in words: its key dotted, an unknown one with the nearest."""
+    said = []
     for fault in error.errors():
         where = ".".join(str(word) for word in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = _fields_at(fault["loc"][:-1])
-            faults.append(f"unknown key {where!r}{nearest(str(fault['loc'][-1]), known)}")
+            known = _fields_at(kind, fault["loc"][:-1])
+            said.append(f"unknown key {where!r}{nearest(str(fault['loc'][-1]), known)}")
+        elif fault["type"] == "missing":
+            said.append(f"{where} is missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{where}: {message[:1].lower()}{message[1:]}" if where else message)
-    return faults
+            said.append(f"{where}: {message[:1].lower()}{message[1:]}" if where else message)
+    return said
 
 
-def _fields_at(path: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the settings class that a path of keys leads to."""
-    classes = {
-        cls.__name__.lower(): cls for cls in (Rope, Rows, Training, Prefix, Terminal, Recall)
-    }
-    words = [word for word in path if isinstance(word, str)]
-    cls: type[Settings] = Recipe
-    if words:
-        cls = Kind if words[-1] == "kinds" else classes.get(words[-1], Recipe)
-    return list(cls.model_fields)
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the settings that a path of keys leads to."""
+    for word in path:
+        field = kind.model_fields.get(word) if isinstance(word, str) else None
+        kind = kind if field is None else next(_models(field.annotation), kind)
+    return list(kind.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Classes of settings that stand in an annotation, such as `tuple[Kind, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

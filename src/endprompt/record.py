@@ -17,6 +17,12 @@ Amount = Annotated[float, Field(ge=0)]
 Json = dict[str, Any]
 
 
+class Exact(BaseModel):
+    """A frozen value whose unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class Record(BaseModel):
     """A JSON file of ours. `remedy` ends the message about one that can't be read."""
 

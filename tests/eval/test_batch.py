@@ -80,6 +80,20 @@ def test_batches_hold_prompts_of_like_length_and_fit_in_memory(monkeypatch) -> N
     assert bounded == [["0", "1"], ["2"], ["3", "4"], ["5"]]
 
 
+def test_a_prompt_is_tokenised_once_and_for_all_readers_that_share(monkeypatch) -> None:
+    own = tiny_engine()
+    questions = [question(n, "river " * (40 + n)) for n in range(3)]
+    seen: list[str] = []
+    encode = own.prompt_ids
+    monkeypatch.setattr(own, "prompt_ids", lambda prompt: seen.append(prompt) or encode(prompt))
+    known: dict[str, list[int]] = {}
+    answers = []
+    for reader in (Reader(own), Reader(own, known=known), Reader(own, known=known)):
+        answers.append([a for group in reader.batches(questions) for a in reader.answer_all(group)])
+    assert answers[0] == answers[1] == answers[2]
+    assert len(seen) == 2 * len(questions)
+
+
 def test_models_that_forget_or_turn_by_length_answer_one_by_one() -> None:
     assert tiny_engine().rows_at_once(100) > 1
     assert tiny_engine(family="mistral-sliding").rows_at_once(100) == 1

@@ -27,6 +27,18 @@ def test_a_chunk_attends_as_with_a_mask(key_heads: int, past: int) -> None:
     torch.testing.assert_close(chunk_attention.attend(query, key, value, scale=scale), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_questions_apart_attend_as_with_a_mask_of_everything(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 6, 9, 16).to(dtype), *torch.randn(2, 1, 2, 50, 16).to(dtype)
+    own = torch.block_diag(torch.ones(4, 4), torch.ones(5, 5)).bool().tril()
+    mask = F.pad(own, (41, 0), value=True)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    out = chunk_attention.attend(query, key, value, own_TT=own)
+    bound = 1e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(out, expected, atol=bound, rtol=bound)
+
+
 def test_prefill_makes_no_mask_and_leaves_the_model_its_backend(monkeypatch) -> None:
     engine = tiny_engine(chunk=16)
     seen: list[tuple[int, ...]] = []

@@ -24,7 +24,11 @@ def options() -> dict[str, Any]:
     """Parameters of `endprompt eval run` that decide about an evaluation, and their defaults."""
     root: Any = get_command(app)
     command = root.commands["eval"].commands["run"]
-    return {p.name: p.default for p in command.params if p.name not in ("config", "out", "help")}
+    return {
+        p.name: p.default
+        for p in command.params
+        if p.name not in ("config", "out", "help", "progress")
+    }
 
 
 def test_every_option_is_a_key_with_the_same_default() -> None:

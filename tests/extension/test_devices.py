@@ -22,7 +22,7 @@ from endprompt import recipe as recipes
 from endprompt.cost.memory import GIB
 from endprompt.cost.plan import SIZES
 from endprompt.errors import RecipeError
-from endprompt.extension import devices
+from endprompt.extension import devices, run
 
 pytestmark = pytest.mark.xdist_group("devices")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -150,6 +150,23 @@ def test_on_several_machines_each_is_given_its_number(
     assert lines[-1].startswith("endprompt extend ")
     assert "--dry-run" not in lines[-1]
     assert not (tmp_path / "out/doctor.json").exists()
+
+
+def test_a_run_that_is_given_again_keeps_the_precision_that_was_chosen_for_it(
+    tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load("recall-anchors").replace(
+        {"training.dtype": "fast", "rows.tokens": 128, "rows.kinds.0.terminal.recall.verbatim": 1}
+    )
+    request = run.Request(
+        model=str(tiny), target=2048, text=[str(text)], recipe=recipe, out=tmp_path / "out",
+        lengths=[1024, 2048], needles=2,
+    )  # fmt: skip
+    for fast in (True, False):
+        monkeypatch.setattr("endprompt.models.precision.fast_in_bf16", lambda _, fast=fast: fast)
+        run.commands(request, say=lambda *_: None)
+        values = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+        assert values["training"]["dtype"] == "bfloat16"
 
 
 @pytest.fixture(scope="module")

@@ -49,10 +49,10 @@ def test_commands_are_verbs_of_ours_each_once(tmp_path: Path) -> None:
     assert len({command.result for command in found}) == len(found)
     known = {verb for verbs in SECTIONS.values() for verb in verbs}
     for command in found:
-        assert command.words[0] in known
-        assert shlex.split(command.line())[-len(command.words) :] == list(command.words)
-        assert command.many == (command.words[0] in ("train", "sft"))
-    trained = [c for c in found if c.words[0] == "train"]
+        assert command.arguments[0] in known
+        assert shlex.split(command.line)[-len(command.arguments) :] == command.arguments
+        assert command.many == (command.arguments[0] in ("train", "sft"))
+    trained = [c for c in found if c.arguments[0] == "train"]
     arms = sum(len(definition.load(n).arms_at("paper")) for n in definition.names())
     assert 10 < len(trained) < arms
 
@@ -67,8 +67,8 @@ def test_a_nearer_command_comes_first_and_a_failure_names_it(
         returncode = 0
 
     def fake(words: list[str], env: object) -> Done:
-        command = next(c for c in made.commands() if words[-len(c.words) :] == list(c.words))
-        seen.append(command.words[0])
+        command = next(c for c in made.commands() if words[-len(c.arguments) :] == c.arguments)
+        seen.append(command.arguments[0])
         if len(seen) > 2:
             Done.returncode = 3
         command.result.parent.mkdir(parents=True, exist_ok=True)

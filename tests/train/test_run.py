@@ -369,6 +369,23 @@ def test_gradient_accumulation_gives_the_gradient_of_one_batch(
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
 
 
+def test_losses_in_bf16_stay_beside_those_in_float32(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path
+) -> None:
+    def curve(dtype: str) -> list[float]:
+        done = run.train(
+            a_recipe(**{"training.dtype": dtype}), model=str(tiny), documents=documents,
+            target=TARGET, out=tmp_path / dtype,
+        )  # fmt: skip
+        assert done.computation["precision"] == dtype
+        assert done.saved_precision == "float32", "weights stay what they were"
+        return [at["loss"] for at in done.curve]
+
+    exact, rounded = curve("float32"), curve("bfloat16")
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.02)
+
+
 def test_saved_config_serves_readers_of_both_layouts(
     tiny: Path, documents: TokenDocuments, tmp_path: Path
 ) -> None:

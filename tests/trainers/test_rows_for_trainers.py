@@ -139,6 +139,18 @@ def test_no_base_is_scaled_for_rows_whose_folder_is_refused(given: Given, tmp_pa
     assert not (tmp_path / "base").exists()
 
 
+@pytest.mark.parametrize("setting", ["rows.gaps=filled", "rows.document_mask=true"])
+def test_what_a_row_in_a_file_cannot_hold_is_refused(
+    setting: str, given: Given, tmp_path: Path
+) -> None:
+    key, value = setting.split("=")
+    changed = SETTINGS | {key: value == "true" or value}
+    with pytest.raises(RecipeError, match=key):
+        write_rows("pose", model=str(given.base), data=given.data, target=TARGET, count=STEPS,
+                   out=tmp_path / "rows", overrides=changed)  # fmt: skip
+    assert not (tmp_path / "rows").exists()
+
+
 def test_a_base_that_is_refused_leaves_no_folder_of_rows(given: Given, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")

@@ -12,7 +12,7 @@ from endprompt import rope
 from endprompt.analysis.attention import HeadSmoothness, Reach
 from endprompt.analysis.coverage import first_gap
 from endprompt.analysis.terminal_signal import ROWS, Signal
-from endprompt.report.tables import Cell, Table
+from endprompt.report.tables import Cell, Table, number_cell
 
 SINK = 4
 """First tokens that the tables of attention leave out: idle heads rest theirs there."""
@@ -31,7 +31,7 @@ def coverage(summaries: Sequence[dict[str, Any]], *, window: int, target: int) -
             (
                 Cell(summary["name"]),
                 Cell(f"{summary['distances'] / (target - 1):.1%}", value=summary["distances"]),
-                Cell(f"{summary['longest']:,}", value=summary["longest"]),
+                number_cell(summary["longest"], ","),
                 Cell(f"{beyond / whole:.2%}" if whole else "0%", value=beyond),
                 Cell("none" if gap is None else f"{gap[0]:,} to {gap[1]:,}"),
             )
@@ -46,7 +46,7 @@ def reach(far: Reach, name: str) -> Table:
     rows = [
         (
             Cell(str(layer), value=layer),
-            *(Cell(f"{share:.4f}", value=float(share)) for share in shares),
+            *(number_cell(float(share), ".4f") for share in shares),
         )
         for layer, shares in enumerate(heads)
     ]
@@ -58,7 +58,7 @@ def far_heads(far: Reach, beyond: int, name: str) -> Table:
     """Heads whose attention reaches farthest, `beyond` tokens and more."""
     edge = next(edge for edge in far.edges if edge >= beyond)
     rows = [
-        (Cell(f"{layer}"), Cell(f"{head}"), Cell(f"{share:.3f}", value=share))
+        (Cell(f"{layer}"), Cell(f"{head}"), number_cell(share))
         for layer, head, share in far.far_heads(edge)
     ]
     caption = f"Heads that look farthest: share from {edge:,} tokens on, first {SINK} left out"
@@ -79,14 +79,14 @@ def by_scaling(bounds: Sequence[HeadSmoothness], base: rope.Base, target: int, n
         rows.append(
             (
                 Cell(scaling),
-                Cell(f"{w.max():.4g}", value=float(w.max())),
-                _number(fmean(bound.value for bound in mine)),
-                _number(fmean(bound.slope for bound in mine)),
-                _number(fmean(bound.bound for bound in mine)),
-                _number(median(tight)),
+                number_cell(float(w.max()), ".4g"),
+                number_cell(fmean(bound.value for bound in mine)),
+                number_cell(fmean(bound.slope for bound in mine)),
+                number_cell(fmean(bound.bound for bound in mine)),
+                number_cell(median(tight)),
                 Cell(f"{min(tight):.3f} to {max(tight):.3f}"),
-                _number(median(bound.curvature_tightness for bound in mine)),
-                _number(median(bound.finer for bound in mine)),
+                number_cell(median(bound.curvature_tightness for bound in mine)),
+                number_cell(median(bound.finer for bound in mine)),
                 Cell(f"{fmean(bound.carried for bound in mine):,.0f}"),
             )
         )
@@ -116,8 +116,8 @@ def by_head(bounds: Sequence[HeadSmoothness], name: str) -> Table:
             (
                 Cell(str(layer), value=layer),
                 Cell(str(head), value=head),
-                _number(mine[0].value),
-                *(_number(bound.tightness) for bound in mine),
+                number_cell(mine[0].value),
+                *(number_cell(bound.tightness) for bound in mine),
             )
         )
     caption = "Tightness by head, sup|S'| over Bernstein's bound, tightest first"
@@ -133,10 +133,10 @@ def before_and_after(before: Reach, after: Reach, name: str) -> Table:
         for band, _ in bands:
             for layers in (before, after):
                 share = float(layers.mass_LHE[layer, :, band].mean())
-                cells.append(Cell(f"{share:.3f}", value=share))
+                cells.append(number_cell(share))
         for layers in (before, after):
             score = float(np.mean(layers.score_LHE[layer, :, bands[-1][0]]))
-            cells.append(Cell(f"{score:.2f}", value=score))
+            cells.append(number_cell(score, ".2f"))
         rows.append(tuple(cells))
     columns = ["layer"]
     for _, words in bands:
@@ -161,8 +161,8 @@ def farthest_after(before: Reach, after: Reach, name: str) -> Table:
             (
                 Cell(str(layer), value=layer),
                 Cell(str(head), value=head),
-                *(Cell(f"{value:.3f}", value=value) for value in (was, share)),
-                Cell(f"{share - was:+.3f}", value=share - was),
+                *(number_cell(value) for value in (was, share)),
+                number_cell(share - was, "+.3f"),
             )
         )
     return Table(
@@ -183,8 +183,8 @@ def signal(before: Signal, after: Signal, name: str) -> Table:
     rows = [
         (
             Cell(key),
-            *(Cell(f"{value:.4g}", value=value) for value in values),
-            Cell(f"{values[1] / values[0]:.3f}", value=values[1] / values[0]),
+            *(number_cell(value, ".4g") for value in values),
+            number_cell(values[1] / values[0]),
         )
         for key, values in parts.items()
     ]
@@ -205,7 +205,3 @@ def _bands(reach: Reach) -> list[tuple[int, str]]:
         (1, f"{edges[1]} to {edges[2] - 1:,}"),
         (3, f"{edges[3]:,} and on"),
     ]
-
-
-def _number(value: float) -> Cell:
-    return Cell(f"{value:.3f}", value=value)

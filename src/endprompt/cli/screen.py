@@ -70,7 +70,8 @@ class Screen:
             f"text     {plan.text['name']} ({plan.text['licence']}): {plan.text['tokens']:,} "
             f"tokens to train on, {plan.text['holdout_tokens']:,} held out{without}",
             f"training {total['steps']} steps, {total['rows']} rows of {total['row_tokens']:,} "
-            f"tokens = {total['tokens']:,} tokens, {short(total['flops'])}FLOP; "
+            f"tokens = {total['tokens']:,} tokens, {short(total['flops'])}FLOP, in "
+            f"{plan.recipe.training.dtype}; "
             f"{total['trainings']} training(s), about {plan.costs['train_seconds'] / 60:.1f} min "
             f"and {total['memory_gib']:.1f} GiB each",
             f"then     {total['evaluations']} evaluations at {_joined(plan.lengths)} tokens, "

@@ -185,11 +185,11 @@ def _commands(studies: list[Study], held: claims.Output, *, dry_run: bool) -> No
     if dry_run:
         commands.write_recipes()
         for planned in commands.commands():
-            echo(f"{'# done: ' if planned.done else ''}{planned.line()}")
+            echo(f"{'# done: ' if planned.done else ''}{planned.line}")
         return
 
     def tell(place: int, total: int, command: Command) -> None:
-        echo(f"[{place + 1}/{total}] {command.line()}")
+        echo(f"[{place + 1}/{total}] {command.line}")
 
     commands.run(tell)
     _report(studies, "paper", folder, commands, missing=0, seeds=0)

@@ -76,24 +76,17 @@ def register(app: typer.Typer) -> None:
         from endprompt.train import launch, run
 
         family = models.family_of(model)
-        base = family.base
+        base, gpu = family.base, torch.cuda.is_available()
         if not recipes.chooses_scaling(recipe, overrides):
             chosen = chosen.replace({"rope.scaling": family.suited(chosen.rope.scaling)})
+        fast = not gpu and launch.fast_in_bf16(chosen.training.dtype)
         resolved = chosen.resolve(
-            window=base.window, target=target, gpu=torch.cuda.is_available(), base=base
+            window=base.window, target=target, gpu=gpu, base=base, fast_in_bf16=fast
         )
         documents, fingerprint = holdout.training_documents(data, models.load_tokenizer(model))
         steps = resolved.amounts.steps
-        if not launch.is_rank() and (processes or accelerate_config):
-            config = launch.read_config(accelerate_config) if accelerate_config else None
-            count = processes or (config.processes if config else 1)
-            machines = config.machines if config else 1
-            launch.require_devices(count // machines, torch.cuda.device_count(), config)
-            if config is None and resolved.trained:
-                resolved.amounts.batches(count, 1)  # refuses rows that do not divide
-            if count > 1 or config:
-                launch.run(sys.argv[1:], processes=count, config=config)
-                return
+        if launch.start(sys.argv[1:], resolved, processes, accelerate_config):
+            return
         before = run.finished(out)
         first = claims.first_rank()
 
@@ -143,4 +136,7 @@ def register(app: typer.Typer) -> None:
             return
         if before is not None:
             echo(f"{out} holds this run, finished: nothing to do")
-        echo(f"{out / 'model'}: {done.tokens} tokens in {done.seconds / 60:.1f} min")
+        echo(
+            f"{out / 'model'}: {done.tokens} tokens in {resolved.training.dtype}, "
+            f"{done.seconds / 60:.1f} min"
+        )

@@ -146,6 +146,14 @@ def _without_copies(
     )
 
 
+def set_aside(folder: Path, tokenizer: Any, *, tokens: int, count: int, row_tokens: int) -> None:
+    """Hold text of prepared data out, unless that is done; amounts are those of `split`."""
+    if not (folder / FILE).is_file():
+        documents = open_documents(folder, tokenizer=tokenizer)
+        amounts = {"tokens": tokens, "count": count, "row_tokens": row_tokens}
+        save(folder, split(documents, **amounts, tokenizer=tokenizer))
+
+
 def save(folder: Path, split: Split) -> None:
     """Write the split beside prepared documents."""
     files.write_json(folder / FILE, split.plain())

@@ -40,9 +40,16 @@ def in_chunks(config: Any) -> Generator[None]:
 
 
 def attend(
-    query_BHTD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, *, scale: float | None = None
+    query_BHTD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    *,
+    scale: float | None = None,
+    own_TT: Tensor | None = None,
 ) -> Tensor:
     """Attention float[B, H, T, D] of the last T of S tokens, T < S; H a multiple of K.
+
+    own_TT  what of the chunk its tokens see, bool; None: causal. On a CPU only
 
     For tensors that `fits` names: it calls the kernels that give log-sum-exps.
     """
@@ -54,7 +61,9 @@ def attend(
         packed, key_BKSD[:, :, :past], value_BKSD[:, :, :past], causal=False, scale=scale
     )
     own = [part[:, :, past:].repeat_interleave(H // K, dim=1) for part in (key_BKSD, value_BKSD)]
-    inside, inside_lse = _flash(query_BHTD, *own, causal=True, scale=scale)
+    inside, inside_lse = _flash(
+        query_BHTD, *own, causal=own_TT is None, scale=scale, sees_TT=own_TT
+    )
     share = torch.sigmoid(inside_lse - before_lse.reshape(B, H, T))
     return torch.lerp(before.reshape(B, H, T, D), inside, share.unsqueeze(-1).to(inside.dtype))
 
@@ -67,17 +76,26 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    scale: float | None,
+    sees_TT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exps, float[B, H, T]."""
     operators = torch.ops.aten
+    mask = None
+    if sees_TT is not None:
+        mask = query.new_zeros(sees_TT.shape).masked_fill_(~sees_TT, -torch.inf)[None, None]
     if query.is_cuda:
         result = operators._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
         )
     else:
         result = operators._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, scale=scale
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
     return result[0], result[1]
 
@@ -101,6 +119,12 @@ def _forward(
             return attend(query, key, value, scale=scaling).transpose(1, 2).contiguous(), None
         attention_mask = torch.ones((T, S), dtype=torch.bool, device=query.device).tril(S - T)
         attention_mask = attention_mask.expand(B, 1, T, S)
+    elif attention_mask is not None and attention_mask.shape[-1] == T < S:
+        own_TT = attention_mask[0, 0]
+        if plain and query.device.type == "cpu":
+            out = attend(query, key, value, scale=scaling, own_TT=own_TT)
+            return out.transpose(1, 2).contiguous(), None
+        attention_mask = torch.nn.functional.pad(own_TT, (S - T, 0), value=True)[None, None]
     elif attention_mask is None and T == 1 and plain and query.device.type == "cpu":
         # A CPU would copy the cache for every head that shares it.
         packed = query.reshape(B, K, H // K, D)

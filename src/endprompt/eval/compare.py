@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt import stats
 from endprompt.errors import DataError
 from endprompt.eval.results import SAMPLES, read_samples
 from endprompt.io import records
-from endprompt.record import Window
+from endprompt.record import Exact, Window
 
 Values = dict[tuple[str, int, str], dict[str, float]]
 """Values by (task, length, metric), each with the name of what was asked."""
@@ -25,15 +24,13 @@ WINDOW_METRICS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Difference(BaseModel):
+class Difference(Exact):
     """Second minus first over what both answered.
 
     low, high   95 % interval of the mean difference (`endprompt.stats`), None for too few pairs
     wins        samples where the second is higher; losses: where it is lower
     unpaired    samples that only one of them answered, left out
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     length: int

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 from endprompt import units
 from endprompt.errors import EvaluationError, nearest
 from endprompt.eval import longbench, ruler, untaught
-from endprompt.recipe import Count, Settings, read_yaml
+from endprompt.recipe import Count, Settings, faults, read_yaml
 
 SUITES = ("ruler", "needle", "passkey", "key-value", *untaught.TASKS, "longbench", "short")
 
@@ -144,13 +144,12 @@ def load(path: Path | None, overrides: dict[str, Any]) -> EvalConfig:
     try:
         return EvalConfig.model_validate({**values, **overrides})
     except ValidationError as error:
-        raise EvaluationError(f"evaluation: {'; '.join(map(_fault, error.errors()))}") from None
+        said = (
+            f"{fault}: give {_option(fault.split()[0])}" if fault.endswith(" is missing") else fault
+            for fault in faults(error, EvalConfig)
+        )
+        raise EvaluationError(f"evaluation: {'; '.join(said)}") from None
 
 
-def _fault(fault: Any) -> str:
-    key = ".".join(str(word) for word in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, EvalConfig.model_fields)}"
-    if fault["type"] == "missing":
-        return f"{key} is missing: give {'MODEL' if key == 'model' else f'--{key}'}"
-    return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+def _option(key: str) -> str:
+    return "MODEL" if key == "model" else f"--{key}"

@@ -40,7 +40,7 @@ CPU_CHUNK = 1024
 MOST_CHUNK = 2**16
 """Tokens that are read at once: on a CPU, and at most on a GPU."""
 CHUNK_PART = 0.2
-CACHE_PART = 0.5
+CACHE_PART = 0.6
 """Parts of the free memory that a chunk of a GPU and the cache of a batch may take."""
 CPU_BATCH_TOKENS = 16384
 """Of a batch: longer prompts keep a CPU busy one by one, and each is written as it comes."""
@@ -227,6 +227,11 @@ class Engine(Coder):
         return Context(self)
 
     @property
+    def masks_chunks(self) -> bool:
+        """A mask of a chunk may hold the chunk alone: all of it sees what came before."""
+        return self._in_chunks is in_chunks and self._text_config._attn_implementation == "sdpa"
+
+    @property
     def batches(self) -> bool:
         """Prompts can be answered together: every layer keeps every token, at any length alike."""
         plain = caches.keeps_all(caches.new_cache(self.model.config))
@@ -252,7 +257,8 @@ class Engine(Coder):
     ) -> torch.Tensor:
         """Logits [B, R, V] of the rows of this chunk; the cache grows by T tokens.
 
-        mask  int64[B, S] over cache and chunk, or a float mask [1, 1, T, S]
+        mask  int64[B, S] over cache and chunk, a float mask [1, 1, T, S], or where `masks_chunks`
+              bool[1, 1, T, T]
         """
         arguments = {
             "input_ids": ids_BT.to(self.device),
@@ -448,13 +454,16 @@ class Context:
         of_T = mark_T.cumsum(0) - 1
         places_T = torch.arange(len(ids)) - torch.tensor(starts)[of_T]
         sees_TT = (of_T[:, None] == of_T) & (places_T[:, None] >= places_T)
-        dtype = self.engine.model.dtype
-        mask_TS = torch.zeros((len(ids), self.length + len(ids)), dtype=dtype)
-        mask_TS[:, self.length :].masked_fill_(~sees_TT, torch.finfo(dtype).min)
+        if self.engine.masks_chunks and self.length:
+            mask = sees_TT
+        else:
+            dtype = self.engine.model.dtype
+            mask = torch.zeros((len(ids), self.length + len(ids)), dtype=dtype)
+            mask[:, self.length :].masked_fill_(~sees_TT, torch.finfo(dtype).min)
         kept = sorted({row for row in rows if row >= 0})
         with self._kept():
             logits_KV = self._call(
-                torch.tensor(ids), self.length + places_T, mask_TS[None, None], torch.tensor(kept)
+                torch.tensor(ids), self.length + places_T, mask[None, None], torch.tensor(kept)
             )
         place = {row: n for n, row in enumerate(kept)}
         if -1 in rows:

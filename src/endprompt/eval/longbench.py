@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt import yaml_text
 from endprompt.errors import DataError, DependencyError, EvaluationError, nearest
 from endprompt.io import records
+from endprompt.record import Exact
 
 Category = Literal[
     "single-document QA",
@@ -73,10 +73,8 @@ BUCKETS = (("0-4k", 0, 4000), ("4-8k", 4000, 8000), ("8k+", 8000, 10**12))
 HUB = "Xnhyacinth/LongBench"
 
 
-class DatasetScore(BaseModel):
+class DatasetScore(Exact):
     """One data set: 0 to 100, as the original rounds; by_length for LongBench-E alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
     category: str
@@ -85,14 +83,12 @@ class DatasetScore(BaseModel):
     by_length: dict[str, float | None] | None = None
 
 
-class Averages(BaseModel):
+class Averages(Exact):
     """Two averages that differ: published tables use one or the other, so both are named.
 
     over_datasets     mean of the data sets' scores
     over_categories   mean of the categories' means
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     over_datasets: float
     over_categories: float

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt import distances
 from endprompt.errors import EvaluationError
 from endprompt.eval.perplexity import Document, Progress, checked_lengths, with_start
 from endprompt.io.provenance import Computation
+from endprompt.record import Exact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Context, Engine
@@ -68,7 +68,7 @@ class Haystack:
     needles: list[Needle]
 
 
-class NeedleScore(BaseModel):
+class NeedleScore(Exact):
     """One needle asked at one length.
 
     position        token of the haystack at which the needle starts
@@ -77,8 +77,6 @@ class NeedleScore(BaseModel):
     digits_right    part of the digits that are the likeliest token, the ones before being given
     hit             all tokens are the likeliest: greedy decoding writes the answer
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     document: int
     length: int
@@ -93,10 +91,8 @@ class NeedleScore(BaseModel):
     hit: bool
 
 
-class NeedleGrid(BaseModel):
+class NeedleGrid(Exact):
     """Every needle of a grid of depths and lengths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lengths: list[int]
     depths: list[float]

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import DataError, EvaluationError
 from endprompt.io.files import sha256_file
 from endprompt.io.provenance import Computation, versions
+from endprompt.record import Exact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine
@@ -35,14 +35,12 @@ Progress = Callable[[float], None]
 """Called with the part of the work done so far, from 0 to 1."""
 
 
-class LengthLoss(BaseModel):
+class LengthLoss(Exact):
     """Mean loss of one document over the last tokens before a length.
 
     nll       nats per token
     tokens    how many tokens it is the mean of
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     document: int
     length: int
@@ -50,10 +48,8 @@ class LengthLoss(BaseModel):
     nll: float
 
 
-class BinLoss(BaseModel):
+class BinLoss(Exact):
     """Mean loss of one document over positions start .. end-1, nats per token."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     document: int
     start: int
@@ -62,10 +58,8 @@ class BinLoss(BaseModel):
     nll: float
 
 
-class PositionLoss(BaseModel):
+class PositionLoss(Exact):
     """Loss by length and by position, each value with its document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lengths: list[int]
     last: int
@@ -196,15 +190,13 @@ class Window(NamedTuple):
     prefixed: bool = False
 
 
-class LengthPerplexity(BaseModel):
+class LengthPerplexity(Exact):
     """One window size: the mean loss, what it is the mean of, and what follows from it.
 
     nll_sum          nats, over all scored tokens
     nats_per_token   the definition's mean
     bits_per_byte    of the scored text, in UTF-8; absent where tokens cannot be turned to text
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     window: int
     windows: int

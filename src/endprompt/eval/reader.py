@@ -17,10 +17,16 @@ SHARED = 256
 
 
 class Reader:
-    """Answers prompts with an engine; what two prompts in a row begin with alike is read once."""
+    """Answers prompts with an engine; what two prompts in a row begin with alike is read once.
 
-    def __init__(self, engine: Engine) -> None:
+    known  token ids of prompts, added to and kept for another reader with the same tokenizer;
+           None: kept until a prompt is answered
+    """
+
+    def __init__(self, engine: Engine, *, known: dict[str, list[int]] | None = None) -> None:
         self.engine = engine
+        self._keeps = known is not None
+        self._known = {} if known is None else known
         self._context = engine.context()
         self._read: list[int] = []
         self._lock = threading.Lock()
@@ -33,7 +39,9 @@ class Reader:
         waiting: list[Question] = []
         lengths: list[int] = []
         for question in questions:
-            length = len(self.engine.prompt_ids(question.prompt)) + question.max_new_tokens
+            if question.prompt not in self._known:
+                self._known[question.prompt] = self.engine.prompt_ids(question.prompt)
+            length = len(self._known[question.prompt]) + question.max_new_tokens
             longest, shortest = max([*lengths, length]), min([*lengths, length])
             fits = len(waiting) < self.engine.rows_at_once(longest)
             if waiting and not (fits and shortest >= LIKE * longest):
@@ -46,7 +54,7 @@ class Reader:
 
     def answer(self, prompt: str, max_new_tokens: int, stop: Sequence[str] = ()) -> str:
         """The greedy continuation, cut before the first text of `stop`."""
-        ids = self.engine.prompt_ids(prompt)
+        ids = self._ids(prompt)
         with self._lock:
             # The last token is read again: its logits are needed.
             self._read_to(ids, _alike(ids[:-1], self._read))
@@ -58,7 +66,7 @@ class Reader:
         if len(questions) == 1:
             (question,) = questions
             return [self.answer(question.prompt, question.max_new_tokens, question.stop)]
-        prompts = [self.engine.prompt_ids(question.prompt) for question in questions]
+        prompts = [self._ids(question.prompt) for question in questions]
         shared = min(_alike(prompts[0], ids[:-1]) for ids in prompts)
         with self._lock:
             if shared >= SHARED:
@@ -77,6 +85,12 @@ class Reader:
         return [
             self._text(ids, question.stop) for ids, question in zip(written, questions, strict=True)
         ]
+
+    def _ids(self, prompt: str) -> list[int]:
+        ids = self._known.get(prompt) or self.engine.prompt_ids(prompt)
+        if not self._keeps:
+            self._known.pop(prompt, None)
+        return ids
 
     def _read_to(self, ids: list[int], same: int) -> None:
         """Have `ids` in the context, of which it may begin with `same` already."""

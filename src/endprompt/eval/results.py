@@ -15,25 +15,24 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from endprompt import stats
 from endprompt.errors import DataError, EvaluationError
 from endprompt.io import claims
 from endprompt.io.files import sha256_of, write_json, write_text, writing_errors
 from endprompt.io.provenance import Computation, versions
+from endprompt.record import Exact
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 
 
-class Question(BaseModel):
+class Question(Exact):
     """One prompt to be answered by greedy generation.
 
     id          unique in a run, the same in every run that asks it
     length      the length that it is asked at, tokens; 0 where there is none
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     task: str
@@ -42,13 +41,11 @@ class Question(BaseModel):
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field(default_factory=dict)
 
 
-class Sample(BaseModel):
+class Sample(Exact):
     """A question's outcome. A failed one has no scores: it counts as failed, not as wrong."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     task: str
@@ -60,13 +57,11 @@ class Sample(BaseModel):
     error: str | None = None
 
 
-class Cell(BaseModel):
+class Cell(Exact):
     """One task at one length: means of each metric over the samples that were answered.
 
     low, high    95 % interval of the mean (`endprompt.stats`), None for too few samples
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     length: int
@@ -78,10 +73,8 @@ class Cell(BaseModel):
     failed: int
 
 
-class Summary(BaseModel):
+class Summary(Exact):
     """What a run found. `failed` above 0 means: incomplete, run again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cells: list[Cell]
     asked: int

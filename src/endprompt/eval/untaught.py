@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt import distances
 from endprompt.errors import EvaluationError, nearest
@@ -31,6 +30,7 @@ from endprompt.eval.perplexity import Progress, checked_lengths
 from endprompt.eval.results import Question
 from endprompt.eval.retrieval import largest
 from endprompt.io.provenance import Computation
+from endprompt.record import Exact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Engine
@@ -84,7 +84,7 @@ Builder = Callable[[int, int, int, Sequence[str]], Context]
 """Size in units of the task, number of questions, seed, sentences of other text."""
 
 
-class Answer(BaseModel):
+class Answer(Exact):
     """One question asked at one length.
 
     depth   where in the length the answer stands, from 0 (the start) to 1
@@ -92,8 +92,6 @@ class Answer(BaseModel):
     right   part of the answer's tokens that are the likeliest, the ones before being given; with
             choices 1 where the right one is the likeliest of them, else 0
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     length: int
@@ -103,10 +101,8 @@ class Answer(BaseModel):
     right: float
 
 
-class UntaughtCheck(BaseModel):
+class UntaughtCheck(Exact):
     """Every answer, with what it was made of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     tasks: list[str]

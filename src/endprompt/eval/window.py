@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt.distances import by_quarter
 from endprompt.errors import EvaluationError
@@ -47,6 +46,7 @@ from endprompt.eval.perplexity import (
 )
 from endprompt.io.files import sha256_of
 from endprompt.io.provenance import Computation
+from endprompt.record import Exact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Coder, Context, Engine
@@ -58,14 +58,12 @@ QUOTE = '\n\nA passage of the text above, word for word: "'
 Item = TypeVar("Item")
 
 
-class QuoteScore(BaseModel):
+class QuoteScore(Exact):
     """A span of the text given in part and continued: 10 tokens given, 20 scored.
 
     nll      nats per token
     right    part of the tokens that are the likeliest
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     document: int
     length: int
@@ -76,7 +74,7 @@ class QuoteScore(BaseModel):
     right: float
 
 
-class LengthSummary(BaseModel):
+class LengthSummary(Exact):
     """Means at one length: over documents for the loss, over questions for the rest.
 
     loss, quote             nats per token
@@ -85,8 +83,6 @@ class LengthSummary(BaseModel):
     digits_right, hits      from 0 to 1
     digits_by_quarter       by distance, the farthest quarter first; None where no needle stands
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     length: int
     loss: float
@@ -101,10 +97,8 @@ class LengthSummary(BaseModel):
     quotes: int
 
 
-class WindowCheck(BaseModel):
+class WindowCheck(Exact):
     """Every value of a window check, with what it was made of; JSON by `model_dump`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     lengths: list[int]

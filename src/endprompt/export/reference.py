@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt import rope
 from endprompt.errors import DataError, RecipeError
 from endprompt.io import records
-from endprompt.record import Record
+from endprompt.record import Exact, Record
 
 FILE = "endprompt.json"
 LIKELIEST = 5
@@ -25,10 +24,8 @@ PAST = 1024
 """Tokens past the old window that are read when nothing else is asked for."""
 
 
-class Settings(BaseModel):
+class Settings(Exact):
     """Frozen, and strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Place(Settings):

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from endprompt import rope
+from endprompt.compare import commands as words
 from endprompt.cost import flops
 from endprompt.errors import DataError, RecipeError
 from endprompt.extension import devices as on
@@ -329,7 +328,11 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
     stored = models.check(model, config)
     precision.require_known(request.eval_dtype)
     recipe = asked.resolve(
-        window=base.window, target=request.target, gpu=devices.for_gpus, base=base
+        window=base.window,
+        target=request.target,
+        gpu=devices.for_gpus,
+        base=base,
+        fast_in_bf16=_fast_in_bf16(asked, devices, held),
     )
     if not recipe.trained and recipe.rope.scaling == "none":
         raise RecipeError(f"method {recipe.name!r} neither scales nor trains: nothing to extend")
@@ -367,6 +370,15 @@ def _prepare_run(request: Request, model: str, say: Say, held: claims.Output) ->
         settings=settings,
         rows_cuttable=on.cut_allowed(recipe, family.local_span(request.target)),
     )
+
+
+def _fast_in_bf16(recipe: Recipe, devices: Devices, held: claims.Output) -> bool:
+    """Whether `training.dtype: fast` is bf16 on this CPU; a run that is resumed has what it had."""
+    if recipe.training.dtype != "fast" or devices.for_gpus:
+        return False
+    if held.claimed is not None:
+        return held.claimed.get("recipe", {}).get("training", {}).get("dtype") == "bfloat16"
+    return precision.fast_in_bf16("cpu")
 
 
 def _suites(
@@ -531,7 +543,6 @@ def _prepare(
     from endprompt.data.chats import renderer
     from endprompt.data.mixture import Weighted
     from endprompt.data.prepare import prepare
-    from endprompt.data.prepared import open_documents
     from endprompt.data.sources import open_source, shown
 
     specs = request.text or [str(embedded.text())]
@@ -552,16 +563,13 @@ def _prepare(
         if not fresh:
             raise
         prepare(sources, tokenizer, data, force=True)  # of a refused run, of other text
-    opened = open_documents(data, tokenizer=tokenizer)
-    if not (data / holdout.FILE).is_file():
-        split = holdout.split(
-            opened,
-            tokens=max(lengths),
-            count=documents,
-            row_tokens=recipe.amounts.row_tokens,
-            tokenizer=tokenizer,
-        )
-        holdout.save(data, split)
+    holdout.set_aside(
+        data,
+        tokenizer,
+        tokens=max(lengths),
+        count=documents,
+        row_tokens=recipe.amounts.row_tokens,
+    )
     training, fingerprint = holdout.training_documents(data)
     held = holdout.held_out_texts(data)
     return {
@@ -600,7 +608,7 @@ def _check(
 
 def _check_job(request: Request, model: str, recipe: Recipe) -> jobs.Job:
     result, path = request.out / "doctor.json", request.out / "recipe.yaml"
-    files.write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    words.write_recipe(path, recipe)
     arguments = ["doctor", model, "--to", str(request.target), "--method", str(path)]
     return jobs.Job(
         "check",
@@ -677,20 +685,19 @@ def _jobs(
         "suite_seconds": [60.0] * len(ready.suites),
     }
     arms = ready.arms
-    data = str(request.out / "data")
+    data = request.out / "data"
     listed = []
     for arm in arms:
         folder = request.out / "arms" / arm.name
         if arm.trained:
             path = request.out / "recipes" / f"{arm.name}.yaml"
-            values = arm.recipe.model_dump(mode="json")
-            files.write_text(path, yaml.safe_dump(values, sort_keys=False))
+            words.write_recipe(path, arm.recipe)
             listed.append(
                 jobs.Job(
                     f"train-{arm.name}",
                     f"train {arm.label}",
-                    ["train", str(path), "--model", model, "--data", data,
-                     "--to", str(request.target), "--out", str(folder), *ranks.options()],
+                    words.train(path, model=model, data=data, target=request.target, out=folder)
+                    + ranks.options(),
                     _result(request, arm),
                     seconds=seconds["train_seconds"],
                     takes=ranks.takes,
@@ -702,11 +709,11 @@ def _jobs(
             jobs.Job(
                 f"eval-{arm.name}",
                 f"evaluate {arm.label}",
-                ["eval", "window", str(folder / "model"), "--data", data,
-                 "--lengths", ",".join(map(str, ready.lengths)),
-                 "--documents", str(ready.documents),
-                 "--needles", str(request.needles), "--dtype", dtype,
-                 "--json", str(folder / "window.json")],
+                words.window(
+                    folder / "model", data=data, lengths=ready.lengths,
+                    documents=ready.documents, needles=request.needles, dtype=dtype,
+                    result=folder / "window.json",
+                ),
                 folder / "window.json",
                 needs=(f"train-{arm.name}",) if arm.trained else (),
                 seconds=seconds["eval_seconds"],

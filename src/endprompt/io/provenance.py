@@ -13,10 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from endprompt.io.secrets import redact
-from endprompt.record import SCHEMA_VERSION
+from endprompt.record import SCHEMA_VERSION, Exact
 
 PACKAGES = ("endprompt", "torch", "transformers", "accelerate", "datasets", "peft", "trl", "numpy")
 
@@ -72,7 +70,7 @@ def _processor() -> str:
     return platform.processor()
 
 
-class Computation(BaseModel):
+class Computation(Exact):
     """How numbers were computed: what they may differ by where nothing else differs.
 
     precision   of weights, activations and cache: float32, bfloat16, ...; in training, of the
@@ -82,8 +80,6 @@ class Computation(BaseModel):
     attention   Transformers' name of the backend: sdpa, eager, ...
     threads     of torch in this process
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: str
     device: str

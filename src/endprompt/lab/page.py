@@ -25,11 +25,13 @@ from endprompt.lab.summary import (
     verdict,
 )
 from endprompt.report import figures, page
-from endprompt.report.tables import ABSENT, Cell, Table, estimate_cell
+from endprompt.report.tables import ABSENT, Cell, Table, estimate_cell, number_cell
 from endprompt.report.verdict import plural
 from endprompt.stats import Estimate
 
 MARKS = {"better": "better", "worse": "worse"}
+SIGNAL = {"terminal_loss": "terminal's loss, nats", "gradient_on_prefix": "gradient on the prefix"}
+"""What is watched of a terminal over training."""
 
 
 def write(results: Sequence[Json], out: Path) -> list[Path]:
@@ -146,7 +148,7 @@ def accuracy(group: Group) -> Table:
                 Cell(arm.name),
                 *(_accuracy(arm.scores(length)) for length in arm.lengths),
                 Cell(f"{len(kept)} of {len(arm.results)}", value=len(kept)),
-                Cell(ABSENT) if of_kept is None else Cell(f"{of_kept:.3f}", value=of_kept),
+                Cell(ABSENT) if of_kept is None else number_cell(of_kept),
                 *(
                     Cell("")
                     if gap is None or other.name == arm.name
@@ -179,15 +181,20 @@ def _title(group: Group) -> str:
 def by_kind(group: Group) -> Table:
     """Accuracy at the target for each kind of question."""
     kinds = group.arms[0].kinds
-    rows = []
-    for arm in group.arms:
-        scores = [float(np.mean(arm.accuracy(group.target, [kind]))) for kind in kinds]
-        rows.append((Cell(arm.name), *(Cell(f"{score:.3f}", value=score) for score in scores)))
     return Table(
         _name(group, "kinds"),
         f"Accuracy at {group.target:,} tokens by kind of question, {_title(group)}",
         ("arm", *kinds),
-        tuple(rows),
+        tuple(
+            (
+                Cell(arm.name),
+                *(
+                    number_cell(float(np.mean(arm.accuracy(group.target, [kind]))))
+                    for kind in kinds
+                ),
+            )
+            for arm in group.arms
+        ),
     )
 
 
@@ -249,10 +256,7 @@ def by_seed(group: Group) -> Table:
         rows.append(
             (
                 Cell(arm.name),
-                *(
-                    Cell(f"{known[seed]:.3f}", value=known[seed]) if seed in known else Cell(ABSENT)
-                    for seed in seeds
-                ),
+                *(number_cell(known[seed]) if seed in known else Cell(ABSENT) for seed in seeds),
             )
         )
     return Table(
@@ -279,9 +283,7 @@ def losses(group: Group) -> Table:
         rows.append(
             (
                 Cell(arm.name),
-                Cell(f"{near:.3f}", value=near),
-                *(Cell(f"{quarter:.3f}", value=quarter) for quarter in far),
-                Cell(f"{far.mean():.3f}", value=far.mean()),
+                *(number_cell(loss) for loss in (near, *far, far.mean())),
                 Cell(f"{100 * excess:+.1f} %", value=excess),
                 against,
             )
@@ -308,7 +310,7 @@ def signal(group: Group) -> Table:
         first, last = (
             {
                 key: float(np.mean([record["gradient"][at][key] for record in arm.records]))
-                for key in ("terminal_loss", "gradient_on_prefix")
+                for key in SIGNAL
             }
             if all(record["gradient"] for record in arm.records)
             else None
@@ -316,13 +318,8 @@ def signal(group: Group) -> Table:
         )
         if first is None or last is None:
             continue
-        numbers = [
-            first["terminal_loss"],
-            last["terminal_loss"],
-            first["gradient_on_prefix"],
-            last["gradient_on_prefix"],
-        ]
-        rows.append((Cell(arm.name), *(Cell(f"{value:.3g}", value=value) for value in numbers)))
+        numbers = [at[key] for key in SIGNAL for at in (first, last)]
+        rows.append((Cell(arm.name), *(number_cell(value, ".3g") for value in numbers)))
     return Table(
         _name(group, "signal"),
         f"The terminal on rows that training doesn't see, {_title(group)}: its loss, and the norm "
@@ -337,14 +334,13 @@ def costs(group: Group) -> Table:
     rows = []
     for arm in group.arms:
         if arm.trained:
-            seconds, tokens = _seconds(arm), arm.results[0].tokens
-            operations = arm.results[0].flops
+            result = arm.results[0]
             rows.append(
                 (
                     Cell(arm.name),
-                    Cell(f"{tokens:,}", value=tokens),
-                    Cell(f"{operations:.2e}", value=operations),
-                    Cell(f"{seconds:.1f}", value=seconds),
+                    number_cell(result.tokens, ","),
+                    number_cell(result.flops, ".2e"),
+                    number_cell(_seconds(arm), ".1f"),
                 )
             )
     return Table(
@@ -421,14 +417,10 @@ def signal_over_training(group: Group) -> figures.Drawing | None:
     shown = [arm for arm in group.arms if all(record["gradient"] for record in arm.records)]
     if not shown:
         return None
-    panels = (
-        ("terminal_loss", "terminal's loss, nats"),
-        ("gradient_on_prefix", "gradient on the prefix"),
-    )
     with figures.settings():
         figure, grid = figures.new(4.6, 2, sharex=True)
         look, said = _looks(group), []
-        for axes, (key, title) in zip(grid.flat, panels, strict=True):
+        for axes, (key, title) in zip(grid.flat, SIGNAL.items(), strict=True):
             for arm in shown:
                 steps = [entry["step"] for entry in arm.records[0]["gradient"]]
                 line = np.mean(

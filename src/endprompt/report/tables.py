@@ -40,6 +40,11 @@ class Cell:
     value: float | None = None
 
 
+def number_cell(value: float, form: str = ".3f") -> Cell:
+    """A number in its format."""
+    return Cell(f"{value:{form}}", value=value)
+
+
 def estimate_cell(estimate: Estimate, form: str = ".3f", ends: str | None = None) -> Cell:
     """A mean with its interval below, each in its format."""
     ends = form if ends is None else ends
@@ -189,10 +194,10 @@ def compared(run: Run) -> Table | None:
         rows=tuple(
             (
                 Cell(comparison.metric.label),
-                Cell(f"{comparison.length:,}", value=comparison.length),
+                number_cell(comparison.length, ","),
                 Cell(comparison.other),
-                Cell(f"{comparison.mean:.3f}", value=comparison.mean),
-                Cell(f"{comparison.other_mean:.3f}", value=comparison.other_mean),
+                number_cell(comparison.mean),
+                number_cell(comparison.other_mean),
                 Cell(comparison.interval, value=comparison.gain.mean),
                 Cell(comparison.significance),
             )
@@ -212,7 +217,7 @@ def needle_by_distance(run: Run) -> Table | None:
                 rows.append(
                     (
                         Cell(label(arm)),
-                        Cell(f"{int(length):,}", value=int(length)),
+                        number_cell(int(length), ","),
                         *(Cell(ABSENT if q is None else f"{q:.2f}", value=q) for q in quarters),
                     )
                 )
@@ -238,7 +243,7 @@ def needle_by_depth(run: Run) -> Table | None:
                 rows.append(
                     (
                         Cell(label(arm)),
-                        Cell(f"{int(length):,}", value=int(length)),
+                        number_cell(int(length), ","),
                         Cell(ABSENT if depth is None else f"{depth:.0%}", value=depth),
                         *(Cell(ABSENT if s is None else f"{s:.3f}", value=s) for s in scores),
                     )
@@ -292,25 +297,22 @@ def _cost_row(what: str, of: Mapping[str, Any], *, seconds: Any, memory: Any) ->
     took = number(seconds)
     minutes = None if took is None else took / 60
     cells = [
-        (number(of.get("steps")), "{:,.0f}"),
-        (number(of.get("tokens")), "{:,.0f}"),
-        (number(of.get("flops")), "{:.2e}"),
-        (minutes, "{:.1f}"),
-        (number(memory), "{:.1f}"),
+        (number(of.get("steps")), ",.0f"),
+        (number(of.get("tokens")), ",.0f"),
+        (number(of.get("flops")), ".2e"),
+        (minutes, ".1f"),
+        (number(memory), ".1f"),
     ]
     return (
         Cell(what),
-        *(
-            Cell(ABSENT) if value is None else Cell(form.format(value), value=value)
-            for value, form in cells
-        ),
+        *(Cell(ABSENT) if value is None else number_cell(value, form) for value, form in cells),
     )
 
 
 def timings(run: Run) -> Table | None:
     """Wall-clock seconds of each stage."""
     entries = [(name, number(value)) for name, value in (run.get("timings") or {}).items()]
-    rows = [(Cell(name), Cell(f"{s:,.1f}", value=s)) for name, s in entries if s is not None]
+    rows = [(Cell(name), number_cell(s, ",.1f")) for name, s in entries if s is not None]
     if not rows:
         return None
     return Table("timings", "Time by stage", ("stage", "seconds"), tuple(rows))

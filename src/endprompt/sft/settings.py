@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from endprompt.errors import RecipeError, nearest
-from endprompt.recipe import Count, Settings, Weight, read_yaml
+from endprompt.recipe import Count, Settings, Weight, read_yaml, validated
 
 
 class Tuning(Settings):
@@ -47,14 +46,4 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Tuning:
     Raises RecipeError for a broken file, an unknown key (with the nearest), a value that can't be.
     """
     values = {} if path is None else read_yaml(path, "recipe")
-    try:
-        return Tuning.model_validate({**values, **overrides})
-    except ValidationError as error:
-        raise RecipeError(f"settings of sft: {'; '.join(map(_fault, error.errors()))}") from None
-
-
-def _fault(fault: Any) -> str:
-    key = ".".join(str(word) for word in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, Tuning.model_fields)}"
-    return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return validated(Tuning, {**values, **overrides}, "settings of sft")

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import endprompt
+from endprompt.compare import commands
 from endprompt.compare.results import Result
 from endprompt.errors import EvaluationError
 from endprompt.io import files, records
+from endprompt.io.jobs import Job
 from endprompt.recipe import Recipe
 from endprompt.record import Training
-from endprompt.study.definition import EVALUATIONS, Arm, Measure, Scale, Study
+from endprompt.study.definition import EVALUATIONS, SAMPLES, Arm, Measure, Scale, Study
 from endprompt.study.numbers import Measured, Place, Results
 from endprompt.study.scores import by_place
 
@@ -36,31 +36,25 @@ WINDOWS = {"meta-llama/Llama-2-7b-hf": 4096}
 """Bases whose window is shorter than the paper's rows of 8K."""
 FINE_TUNE = ("--set", "rows_per_step=64", "--set", "steps=156", "--set", "learning_rate=2e-5")
 """Ten thousand dialogues, once."""
-SAMPLES = 500
-"""RULER samples a task and length."""
 WINDOW = 8192
 """Of Llama-3-8B; the paper's other bases have 4K and 32K, and the same targets."""
 SCALE: Scale = "paper"
 
 
 @dataclass(frozen=True)
-class Command:
-    """Words after the name of the program, and the file that says that it is done."""
+class Command(Job):
+    """A job of the whole machine. many: started on every GPU through Accelerate."""
 
-    what: str
-    words: tuple[str, ...]
-    result: Path
     many: bool = False
-    """True: started on every GPU through Accelerate."""
-
-    def line(self) -> str:
-        """As typed in a shell."""
-        return shlex.join([*(_launcher() if self.many else ("endprompt",)), *self.words])
 
     @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        return self.result.is_file()
+    def line(self) -> str:
+        """As typed in a shell."""
+        return shlex.join([*(_launcher() if self.many else ("endprompt",)), *self.arguments])
+
+
+def _command(label: str, words: list[str], result: Path, *, many: bool = False) -> Command:
+    return Command(label, label, words, result, many=many)
 
 
 def _launcher() -> tuple[str, ...]:
@@ -110,7 +104,7 @@ class Commands(Results):
                 for command in self._of(study, arm):
                     by_result.setdefault(command.result, command)
         order = ("prepare", "train", "fine-tune", "evaluate")
-        return sorted(by_result.values(), key=lambda command: order.index(command.what.split()[0]))
+        return sorted(by_result.values(), key=lambda command: order.index(command.label.split()[0]))
 
     def _of(self, study: Study, arm: Arm) -> Iterable[Command]:
         name, target = self.folder(arm), self._target(arm)
@@ -120,26 +114,21 @@ class Commands(Results):
         most = max(
             arm_.tokens for study_of_all in self._studies for arm_ in study_of_all.arms.values()
         )
-        yield Command(
+        yield _command(
             f"prepare {CORPUS} for {base}",
-            ("prepare", CORPUS, "--tokenizer", base, "--out", str(data),
-             "--max-tokens", f"{most + 1:g}b", "--min-document-tokens", str(WINDOW)),
+            ["prepare", CORPUS, "--tokenizer", base, "--out", str(data),
+             "--max-tokens", f"{most + 1:g}b", "--min-document-tokens", str(WINDOW)],
             data / "manifest.json",
         )  # fmt: skip
-        yield Command(
-            f"train {name}",
-            ("train", str(recipe), "--model", base, "--data", str(data),
-             "--to", str(target), "--out", str(run)),
-            run / "train.json",
-            many=True,
-        )  # fmt: skip
+        words = commands.train(recipe, model=base, data=data, target=target, out=run)
+        yield _command(f"train {name}", words, run / "train.json", many=True)
         model = self._model(arm)
         if study.fine_tune:
             tuned = self._out / "fine-tuned" / name
-            yield Command(
+            yield _command(
                 f"fine-tune {name}",
-                ("sft", str(model), "--data", study.fine_tune, "--split", "train_sft",
-                 *FINE_TUNE, "--out", str(tuned)),
+                ["sft", str(model), "--data", study.fine_tune, "--split", "train_sft",
+                 *FINE_TUNE, "--out", str(tuned)],
                 tuned / "run.json",
                 many=True,
             )  # fmt: skip
@@ -149,20 +138,15 @@ class Commands(Results):
             yield self._evaluation(kind, arm, model, tuned=study.fine_tune is not None)
 
     def _evaluation(self, kind: str, arm: Arm, model: Path, *, tuned: bool) -> Command:
-        out = self._scores(kind, arm)
-        words = ["eval", "run", str(model), "--tasks", kind, "--out", str(out)]
+        out, target = self._scores(kind, arm), self._target(arm)
+        lengths = [target]
         if kind == "ruler":
-            whole = [1024 * n for n in (4, 8, 16, 32, 64)]
-            lengths = sorted({*(n for n in whole if n < self._target(arm)), self._target(arm)})
-            words += ["--lengths", ",".join(map(str, lengths))]
-            words += ["--samples", str(SAMPLES)]
-        elif kind == "longbench":
-            words += ["--lengths", str(self._target(arm)), "--samples", "500"]
-        else:
-            words += ["--short", "mmlu,gsm8k,hellaswag,humaneval", "--run-code"]
-            words += ["--samples", "100000", *(["--template", "chat"] if tuned else [])]
-        file = "short/humaneval.summary.jsonl" if kind == "short" else f"{kind}/summary.json"
-        return Command(f"evaluate {kind}, {self.folder(arm)}", tuple(words), out / file)
+            lengths = [*(1024 * n for n in (4, 8, 16, 32, 64) if 1024 * n < target), target]
+        words = commands.suite(kind, model, out, lengths, SAMPLES[kind])
+        if kind == "short" and tuned:
+            words += ["--template", "chat"]
+        result = commands.suite_result(kind, out)
+        return _command(f"evaluate {kind}, {self.folder(arm)}", words, result)
 
     def _scores(self, kind: str, arm: Arm) -> Path:
         return self._out / "scores" / self.folder(arm) / kind
@@ -171,9 +155,8 @@ class Commands(Results):
         """Write the recipe file of every arm, which the commands name."""
         for study in self._studies:
             for arm in study.arms_at(SCALE).values():
-                values = self.recipe(arm).model_dump(mode="json")
                 path = self._out / "recipes" / f"{self.folder(arm)}.yaml"
-                files.write_text(path, yaml.safe_dump(values, sort_keys=False))
+                commands.write_recipe(path, self.recipe(arm))
 
     def run(self, progress: Callable[[int, int, Command], None]) -> None:
         """Run what is not done, one command at a time: each uses the whole machine.
@@ -187,11 +170,11 @@ class Commands(Results):
                 continue
             progress(place, len(everything), command)
             words = [*(_launcher() if command.many else (sys.executable, "-m", "endprompt"))]
-            done = subprocess.run([*words, *command.words], env=dict(os.environ))
+            done = subprocess.run([*words, *command.arguments], env=dict(os.environ))
             if done.returncode or not command.done:
                 raise EvaluationError(
-                    f"{command.what} failed with code {done.returncode}: mend what it says and "
-                    f"give the same command again; by itself it is {command.line()}"
+                    f"{command.label} failed with code {done.returncode}: mend what it says and "
+                    f"give the same command again; by itself it is {command.line}"
                 )
 
     # What `compare` asks

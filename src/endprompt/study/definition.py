@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from endprompt import recipe as recipes
 from endprompt import yaml_text
@@ -33,8 +33,9 @@ UNTAUGHT = ("untaught", "untaught-loss")
 """Answers right, and their nats, of tasks that no row teaches."""
 QUARTERS = ("farthest", "third", "second", "nearest")
 """Of a length, by distance from the question."""
-EVALUATIONS = ("ruler", "longbench", "short")
-"""Benchmarks that need an evaluation; the others come with training."""
+SAMPLES = {"ruler": 500, "longbench": 500, "short": 100_000}
+"""Benchmarks that need a suite, and its samples: of RULER a task and length, of the others all."""
+EVALUATIONS = tuple(SAMPLES)
 SMALLER = {"lab": 1, "smollm2": 4, "paper": 1}
 """What the paper's L / L0 is divided by: 64K is 8 windows, of which a CPU reads two."""
 
@@ -181,19 +182,9 @@ def load(name: str | Path) -> Study:
             )
     values = recipes.read_yaml(path, "study")
     default = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
-    try:
-        study = Study.model_validate({"name": default, **values})
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(word) for word in fault["loc"])
-        hint = nearest(str(fault["loc"][-1]), _known_keys()) if "extra" in fault["type"] else ""
-        raise RecipeError(f"study {path.name}: {where}: {fault['msg']}{hint}") from None
+    study = recipes.validated(Study, {"name": default, **values}, f"study {path.name}")
     _check(study, path.name)
     return study
-
-
-def _known_keys() -> set[str]:
-    return {key for cls in (Study, Arm, Measure, RealModel) for key in cls.model_fields}
 
 
 def _check(study: Study, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from endprompt.io import files
 from endprompt.report import figures, page
-from endprompt.report.tables import ABSENT, Cell, Table
+from endprompt.report.tables import ABSENT, Cell, Table, number_cell
 from endprompt.report.verdict import plural
 
 MARKS = {"agrees": "better", "disagrees": "worse"}
@@ -149,7 +149,7 @@ def _differences(study: Mapping[str, Any]) -> Table:
             (
                 Cell(f"{comparison['measure']}, less {comparison['other']}"),
                 Cell(_signed(ours["mean"], comparison) + between, value=ours["mean"]),
-                Cell("–") if paper is None else Cell(f"{paper:+.2f}", value=paper),
+                Cell("–") if paper is None else number_cell(paper, "+.2f"),
                 Cell(comparison["word"]),
             )
         )
@@ -175,8 +175,8 @@ def arms(study: Mapping[str, Any]) -> Table:
             (
                 Cell(arm["name"]),
                 Cell(arm["recipe"], settings),
-                Cell(f"{arm['windows']:g}", value=arm["windows"]),
-                Cell(f"{arm['tokens']:g}", value=arm["tokens"]),
+                number_cell(arm["windows"], "g"),
+                number_cell(arm["tokens"], "g"),
                 Cell("left out" if arm["absent"] else str(len(arm["runs"]))),
                 Cell(arm["absent"] or arm["note"]),
             )

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from endprompt.compare import answers
+from endprompt.compare import answers, commands
 from endprompt.compare.progress import Tally, Tell
 from endprompt.compare.results import Groups, Result
 from endprompt.errors import RecipeError, nearest
@@ -32,6 +31,7 @@ from endprompt.record import StudyArm, Training, Untaught, Window
 from endprompt.study.definition import (
     EVALUATIONS,
     QUARTERS,
+    SAMPLES,
     UNTAUGHT,
     WINDOW_CHECK,
     Arm,
@@ -62,7 +62,6 @@ MEASURED = {
     "untaught-loss": ("untaught-loss/", 1.0),
 }
 """Benchmark -> the task of an arm's result, or what its tasks begin with, and what it is times."""
-SHORT_TASKS = "mmlu,gsm8k,hellaswag,humaneval"
 AT_ONCE = 2
 """Jobs side by side, each with its share of the cores."""
 
@@ -167,7 +166,7 @@ class Model(Results):
     def _evaluations(self, study: Study) -> set[str]:
         """Kinds of evaluation that a study's measures need."""
         asked = {measure.benchmark for measure in study.measures_at(SCALE)}
-        kinds = {kind for kind in EVALUATIONS if kind in asked}
+        kinds: set[str] = {kind for kind in EVALUATIONS if kind in asked}
         kinds |= {"window"} if asked & set(WINDOW_CHECK) else set()
         return kinds | ({"untaught"} if asked & set(UNTAUGHT) else set())
 
@@ -241,53 +240,34 @@ class Model(Results):
         """Training of a unit and its evaluations; the recipe's file is written."""
         name, own = self._name(unit), unit.study.real_model
         recipe, run = self._out / "recipes" / f"{name}.yaml", self._out / "runs" / name
-        model, data = str(run / "model"), str(self._data(unit.text, self._target(unit.arm)))
-        values = self.recipe(unit.study, unit.arm, unit.seed).model_dump(mode="json")
-        files.write_text(recipe, yaml.safe_dump(values, sort_keys=False))
-        target = str(self._target(unit.arm))
-        commands = [
-            jobs.Job(
-                f"train-{name}",
-                f"train {name}",
-                ["train", str(recipe), "--model", self._model, "--data", data,
-                 "--to", target, "--out", str(run)],
-                run / "train.json",
-            )
-        ]  # fmt: skip
-
-        def ask(kind: str, words: list[str], result: Path) -> None:
-            commands.append(
+        model, data = run / "model", self._data(unit.text, self._target(unit.arm))
+        target, lengths = self._target(unit.arm), self._lengths(unit.arm)
+        samples = {**SAMPLES, "ruler": RULER_SAMPLES}
+        commands.write_recipe(recipe, self.recipe(unit.study, unit.arm, unit.seed))
+        words = commands.train(recipe, model=self._model, data=data, target=target, out=run)
+        listed = [jobs.Job(f"train-{name}", f"train {name}", words, run / "train.json")]
+        for kind in sorted(self._evaluations(unit.study)):
+            result = run / f"{kind}.json"
+            if kind == "window":
+                words = commands.window(
+                    model, data=data, lengths=lengths, documents=own.documents,
+                    needles=own.needles, dtype=own.dtype, result=result,
+                )  # fmt: skip
+            elif kind == "untaught":
+                words = ["eval", "untaught", str(model), "--data", str(data), "--dtype", own.dtype,
+                         "--tasks", self._tasks(unit.study),
+                         "--lengths", commands.listed((self._window, target)),
+                         "--json", str(result)]  # fmt: skip
+            else:
+                at = {"ruler": (self._window // 2, *lengths)}.get(kind, (target,))
+                scores = self._scores(kind, unit)
+                words = commands.suite(kind, model, scores, at, samples[kind])
+                result = commands.suite_result(kind, scores)
+            listed.append(
                 jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
                          needs=(f"train-{name}",), tells=kind not in EVALUATIONS, begins=False)
             )  # fmt: skip
-
-        lengths = ",".join(map(str, self._lengths(unit.arm)))
-        for kind in sorted(self._evaluations(unit.study)):
-            if kind == "window":
-                words = ["eval", "window", model, "--data", data, "--lengths", lengths,
-                         "--documents", str(own.documents), "--needles", str(own.needles),
-                         "--dtype", own.dtype, "--json", str(run / "window.json")]  # fmt: skip
-                ask(kind, words, run / "window.json")
-            elif kind == "untaught":
-                words = ["eval", "untaught", model, "--data", data, "--dtype", own.dtype,
-                         "--tasks", self._tasks(unit.study),
-                         "--lengths", f"{self._window},{target}",
-                         "--json", str(run / "untaught.json")]  # fmt: skip
-                ask(kind, words, run / "untaught.json")
-            else:
-                scores = self._scores(kind, unit)
-                words = ["eval", "run", model, "--tasks", kind, "--out", str(scores)]
-                words += {
-                    "ruler": ["--lengths", f"{self._window // 2},{lengths}",
-                              "--samples", str(RULER_SAMPLES)],
-                    "longbench": ["--lengths", target, "--samples", "500"],
-                    "short": ["--short", SHORT_TASKS, "--run-code", "--samples", "100000"],
-                }[kind]  # fmt: skip
-                done = (
-                    "short/humaneval.summary.jsonl" if kind == "short" else f"{kind}/summary.json"
-                )
-                ask(kind, words, scores / done)
-        return commands
+        return listed
 
     def _scores(self, kind: str, unit: Unit) -> Path:
         return self._results.parent / "scores" / self._name(unit) / kind
@@ -300,7 +280,6 @@ class Model(Results):
         from endprompt.data import holdout
         from endprompt.data.mixture import Weighted
         from endprompt.data.prepare import prepare
-        from endprompt.data.prepared import open_documents
         from endprompt.data.sources import open_source
         from endprompt.models.checkpoint import load_tokenizer
 
@@ -311,18 +290,17 @@ class Model(Results):
             say(f"prepare {text}")
             tokenizer = load_tokenizer(self._model)
             prepare([Weighted(open_source(self._source(text)))], tokenizer, folder)
-            documents = max(
-                unit.study.real_model.documents for unit in units
-                if self._target(unit.arm) == target
-            )  # fmt: skip
-            split = holdout.split(
-                open_documents(folder, tokenizer=tokenizer),
+            holdout.set_aside(
+                folder,
+                tokenizer,
                 tokens=target,
-                count=documents,
+                count=max(
+                    unit.study.real_model.documents
+                    for unit in units
+                    if self._target(unit.arm) == target
+                ),
                 row_tokens=target,
-                tokenizer=tokenizer,
             )
-            holdout.save(folder, split)
 
     def _source(self, text: str) -> str:
         """Path of a text by its name, or the user's own."""

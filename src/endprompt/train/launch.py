@@ -19,7 +19,8 @@ from typing import Any
 from endprompt import errors
 from endprompt.errors import RecipeError, TrainingError
 from endprompt.io import jobs
-from endprompt.recipe import read_yaml
+from endprompt.models import precision
+from endprompt.recipe import Recipe, read_yaml
 
 STARTED_HERE = "ENDPROMPT_RANK"
 """Set in the environment of ranks that `run` started, which says their errors."""
@@ -80,6 +81,49 @@ def require_devices(processes: int, gpus: int, config: Config | None = None) -> 
             f"Accelerate config {config.path} is of type {config.kind}, and this machine has no "
             f"GPU: give one of type {' or '.join(ON_A_CPU)}, or --processes"
         )
+
+
+def fast_in_bf16(dtype: str) -> bool:
+    """Whether `training.dtype: fast` is bf16 on this CPU.
+
+    Raises RecipeError in a rank that was started elsewhere: others may measure otherwise.
+    """
+    if dtype != "fast":
+        return False
+    if is_rank():
+        raise RecipeError(
+            "training.dtype fast is measured in each rank: set it to bfloat16 or float32"
+        )
+    return precision.fast_in_bf16("cpu")
+
+
+def start(
+    words: Sequence[str], recipe: Recipe, processes: int | None, config_file: Path | None
+) -> bool:
+    """Train in several processes, where they were asked for and this is none of them.
+
+    words      what follows `endprompt`
+    recipe     resolved
+    processes  on this machine; None: as the config says, or one
+
+    False: this process is to train. Raises RecipeError for what the machine or the recipe doesn't
+    have, and as `run` does.
+    """
+    import torch
+
+    if is_rank() or not (processes or config_file):
+        return False
+    config = read_config(config_file) if config_file else None
+    count = processes or (config.processes if config else 1)
+    here = count // (config.machines if config else 1)
+    require_devices(here, torch.cuda.device_count(), config)
+    if config is None and recipe.trained:
+        recipe.amounts.batches(count, 1)  # refuses rows that do not divide
+    if count == 1 and config is None:
+        return False
+    words = [*words, "--set", f"training.dtype={recipe.training.dtype}"]  # measured once for all
+    run(words, processes=count, config=config)
+    return True
 
 
 def run(words: Sequence[str], *, processes: int, config: Config | None = None) -> None:
