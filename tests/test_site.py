@@ -29,7 +29,7 @@ def commands(page: str) -> Iterator[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [line.removeprefix("$ ") for line in lines] + PROSE.findall(FENCED.sub("", page))
     for line in found:
-        for part in re.split(r"[|;]|&&", line):
+        for part in re.split(r"[|;]|&&| > ", line):
             with contextlib.suppress(ValueError):  # no shell words: not a command
                 words = shlex.split(part, comments=True)
                 if words[:1] == ["endprompt"] or words[1:3] == ["-m", "endprompt"]:
