@@ -140,6 +140,12 @@ def test_the_page_says_what_each_room_may_import() -> None:
     assert {room: " ".join(re.findall(r"\w+", said)) for room, said in rows} == ROOMS
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """Of two of one name pytest collects one."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def test_tests_mirror_the_rooms() -> None:
     tests = Path(__file__).parent
     folders = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}

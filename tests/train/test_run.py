@@ -398,7 +398,7 @@ def test_saved_config_serves_readers_of_both_layouts(
     assert config["use_cache"] is True
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
     assert config["rope_scaling"]["rope_type"] == "yarn"
-    assert config["rope_scaling"]["factor"] == 4.0
+    assert config["rope_scaling"]["factor"] == 6.0
     assert isinstance(config["rope_scaling"]["factor"], float)
     tokenizer = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == TARGET
