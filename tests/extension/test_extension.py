@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from endprompt import recipe
 from endprompt.errors import OutputError, RecipeError
@@ -335,3 +337,28 @@ def test_a_summary_has_an_interval_from_five_values_on() -> None:
     found = record.summary([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["mean"] == 3.0
     assert 1.0 <= found["low"] < 3.0 < found["high"] <= 5.0
+
+
+def test_a_full_disk_is_refused_by_what_the_models_of_this_precision_need(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny(tmp_path / "base")
+    parameters = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
+    half = {key: tensor.bfloat16() for key, tensor in load_file(base / "model.safetensors").items()}
+    save_file(half, base / "model.safetensors", metadata={"format": "pt"})
+    needed = (2 + run.CHECKPOINT_BYTES) * parameters
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("endprompt.io.files.shutil.disk_usage", lambda _: free)
+
+    def extend() -> None:
+        run.extend(
+            str(base), to=TARGET, out=tmp_path / "x", text=str(text), lengths=[1024, 2048],
+            needles=2, settings={"rows.kinds.0.terminal.recall.verbatim": 1,
+                                 "rows.kinds.0.terminal.recall.facts": 0,
+                                 "rows.tokens": 128, "training.tokens": 256},
+        )  # fmt: skip
+
+    with pytest.raises(OutputError, match="models and checkpoints need"):
+        extend()
+    free.free = needed
+    extend()

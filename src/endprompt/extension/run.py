@@ -78,9 +78,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done and what it costs on this machine."""
+    """What will be done and what it costs on this machine; precision: of the base's weights."""
 
     model: dict[str, Any]
+    precision: str
     text: dict[str, Any]
     recipe: Recipe
     arms: list[Arm]
@@ -277,6 +278,7 @@ def make_plan(
     costs = _costs(ready, calibration, ranks)
     return Plan(
         model=_about_model(request.model, model, ready.config, ready.base, calibration),
+        precision=ready.precision,
         text=ready.text,
         recipe=ready.recipe,
         arms=ready.arms,
@@ -663,7 +665,8 @@ def _require_disk(out: Path, plan: Plan) -> None:
     waiting = sum(arm.trained and not (out / "arms" / arm.name / "model").exists()
                   for arm in plan.arms)  # fmt: skip
     side = max(1, plan.devices.places // plan.ranks.takes)
-    needed = 4 * parameters * waiting + CHECKPOINT_BYTES * parameters * min(waiting, side)
+    models = precision.BYTES[plan.precision] * parameters * waiting
+    needed = models + CHECKPOINT_BYTES * parameters * min(waiting, side)
     files.require_room(out, needed, "models and checkpoints")
 
 

@@ -10,6 +10,8 @@ from endprompt.errors import EvaluationError
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Safetensors' names of the precisions that a model is used in, and torch's."""
 
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a stored weight."""
 EVALUATED = ("auto", "fast", *STORED.values())
 """Precisions to evaluate in. auto: the checkpoint's own; fast: bfloat16 where this machine is fast
 in it, else the checkpoint's own."""
