@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,8 @@ def whole(tiny: Path, text: Path, endprompt: Run, tmp_path_factory: pytest.TempP
     assert done.returncode == 0, done.stderr + done.stdout
     assert "position check: 16 of 16 passed" in done.stdout
     assert "report.html" in done.stdout
+    row = r"^YaRN \+ recall-anchors without the jump +\d\.\d{3} +\d\.\d{3} *$"
+    assert re.search(row, done.stdout, re.MULTILINE)  # in 80 columns, nothing wrapped
     return out
 
 

@@ -189,21 +189,43 @@ def _show_commands(request: Request) -> None:
 
 
 def _show(run: dict[str, Any], out: Path) -> None:
-    """The results by length, the verdict, and where everything lies."""
+    """The verdict, the means by length with the best in bold, and where everything lies."""
     from endprompt.cli.console import Console, Table
-    from endprompt.report.tables import results
+    from endprompt.report.run_files import metrics
+    from endprompt.report.tables import by_length
 
     console = Console()
-    for table in results(run):
-        shown = Table(title=table.caption, title_justify="left", title_style="bold")
-        for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="right" if number else "left")
-        for row in table.rows:
-            shown.add_row(*(f"{cell.text} {cell.note}".strip() for cell in row))
-        console.print(shown)
     for sentence in run["verdict"][:4]:
         console.print(sentence, markup=False)
+    for metric in metrics(run):
+        table = by_length(run, metric)
+        if table is None:
+            continue
+        best = max if metric.higher_is_better else min
+        console.print()
+        console.print(
+            table.caption.replace(", by length in tokens", ""), markup=False, style="bold"
+        )
+        shown = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+        for number, column in enumerate(table.columns):
+            name = column.replace(" (", "*(").partition("(")[0] if number else column
+            shown.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(_cell(cell, table.rows, n, best) for n, cell in enumerate(row)))
+        console.print(shown)
     console.print()
+    console.print(
+        "* past the window; intervals and tasks of suites are in the report", markup=False
+    )
     console.print(f"model   {run['checkpoint']}", markup=False, soft_wrap=True)
     console.print(f"record  {out / 'run.json'}", markup=False, soft_wrap=True)
     console.print(f"report  {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _cell(cell: Any, rows: Any, number: int, best: Any) -> Any:
+    """A number, bold where it is the best of its column."""
+    from rich.text import Text
+
+    values = [row[number].value for row in rows if row[number].value is not None]
+    first = len(values) > 1 and cell.value == best(values)
+    return Text(cell.text, style="bold" if first else "")
