@@ -57,6 +57,7 @@ def options(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; an EndPromptError or a full disk becomes one line and exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when a verb first imports it
     with guarded():
         return _run(arguments)
 

@@ -8,7 +8,6 @@ import warnings
 
 def silence_libraries() -> None:
     """Silence Transformers' notes and bars; errors still raise."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging
