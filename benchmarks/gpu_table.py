@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gpu_cost
 import numpy as np
 import torch
 import train_step
@@ -68,13 +69,7 @@ UNTRAINED = "yarn-untrained"
 ARMS = (UNTRAINED, "short", "pose", "endprompt", "recall-anchors", "distilled-anchors")
 PART_BYTES = 60 * 2**20
 SHARD = "60MB"
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-1b": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
-        "max_position_embeddings": 8192, "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    },
+SHAPES = gpu_cost.SHAPES | {
     "toy": {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 320,

@@ -73,6 +73,17 @@ def test_run_json_holds_every_arm_at_every_length_and_where_it_came_from(whole: 
     assert "evaluation computed in" in (whole / "report.html").read_text()
 
 
+def test_a_factor_above_the_windows_ratio_is_no_warning_of_a_verb(
+    whole: Path, endprompt: Run
+) -> None:
+    checkpoint = json.loads((whole / "run.json").read_text())["checkpoint"]
+    done = endprompt(
+        "eval", "window", checkpoint, "--data", whole / "data", "--lengths", 1024, "--needles", 2
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
 def test_checkpoint_reloads_in_a_fresh_process_and_reads_past_the_old_window(whole: Path) -> None:
     checkpoint = json.loads((whole / "run.json").read_text())["checkpoint"]
     program = (
