@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from endprompt import recipe as recipes
+from endprompt import rope
 from endprompt.analysis import coverage, methods
 from endprompt.cost import flops
 from endprompt.cues import CUES
@@ -118,3 +119,6 @@ def test_page_in_the_docs_is_not_stale() -> None:
         assert f"- **`{name}`** follows {recipe.source}." in page
     for name, cue in CUES.items():
         assert f"| `{name}` | {cue.what} |" in page
+    for name, rule in rope.RULES.items():
+        if rule.headroom != 1:
+            assert f"{rule.headroom:g} under {rope.TITLES[name]}," in page

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from endprompt import recipe as recipes
-from endprompt import theory
+from endprompt import rope, theory
 from endprompt.analysis import coverage
 from endprompt.cost import flops
 from endprompt.cost.flops import LLAMA_3_8B
@@ -78,6 +78,11 @@ def table(
 
 def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: str) -> str:
     """The page docs/methods.md."""
+    usual = ", ".join(
+        f"{rule.headroom:g} under {rope.TITLES[name]}"
+        for name, rule in rope.RULES.items()
+        if rule.headroom != 1
+    )
     head = f"""# Methods
 
 Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`.
@@ -91,6 +96,9 @@ what a step costs at equal physical tokens, as a multiple of `short`: FLOPs of f
 backward for {model}.
 Anchors are measured with a stand-in tokenizer (a token a word), so that ends of intervals differ
 by some tokens from those of a real one.
+
+`rope.headroom` sets the RoPE factor as a multiple of L / L0, at no cost. Unless it is set it is
+{usual}, 1 elsewhere ([what it gave](results.md#a-rope-factor-above-l-l0)).
 
 `rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run
 stand between the segments of a row, and whatever comes behind attends to them, so that an answer
