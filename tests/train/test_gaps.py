@@ -70,13 +70,8 @@ def true_bank(model: Any, family: families.Family, batch: dict[str, torch.Tensor
     one = {name: column[:1] for name, column in batch.items()}
     with recording(model) as recorded, torch.no_grad():
         hidden_states(model, one)
-        turns = rotation.angles(model, family, one["position_ids"], one["position_ids"][0])
-    keys, values = {}, {}
-    for layers, layout, angles in zip(family.layers, layouts, turns, strict=True):
-        for i in layers.indices:
-            keys[i] = gaps.unturned(recorded[i].key_KTD, layout, angles)
-            values[i] = recorded[i].value_KTD
-    return gaps.Bank(keys, values)
+        angles = rotation.angles(model, family, one["position_ids"], one["position_ids"][0])
+    return gaps.bank_of(recorded, family, layouts, angles, kept=slice(None))
 
 
 def cut(batch: dict[str, torch.Tensor], kept: Any = KEPT) -> dict[str, torch.Tensor]:

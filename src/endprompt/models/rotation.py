@@ -40,20 +40,33 @@ class Layout:
     last: bool
     side_by_side: bool
 
+    def pairs(self, x_GD: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second numbers of the pairs that are turned, [..., G, J] each."""
+        part = self._split(x_GD)[1]
+        if self.side_by_side:
+            return part[..., 0::2], part[..., 1::2]
+        first, second = part.chunk(2, dim=-1)
+        return first, second
+
     def turn(self, x_GD: Tensor, angles: Angles) -> Tensor:
         """float[..., G, D] turned by angles [..., G, J]."""
-        R = self.size
         cos, sin = angles
-        before = x_GD[..., : x_GD.shape[-1] - R] if self.last else x_GD[..., :0]
-        part = x_GD[..., -R:] if self.last else x_GD[..., :R]
-        after = x_GD[..., :0] if self.last else x_GD[..., R:]
-        if self.side_by_side:
-            a, b = part[..., 0::2], part[..., 1::2]
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-        else:
-            a, b = part.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-        return torch.cat([before, turned, after], -1)
+        a, b = self.pairs(x_GD)
+        turned = [a * cos - b * sin, a * sin + b * cos]
+        before, _, after = self._split(x_GD)
+        part = torch.stack(turned, -1).flatten(-2) if self.side_by_side else torch.cat(turned, -1)
+        return torch.cat([before, part, after], -1)
+
+    def _split(self, x_GD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What lies before, in and behind the numbers that are turned."""
+        start = x_GD.shape[-1] - self.size if self.last else 0
+        end = start + self.size
+        return x_GD[..., :start], x_GD[..., start:end], x_GD[..., end:]
+
+
+def candidates(size: int) -> list[Layout]:
+    """Every layout of so many turned numbers that is known."""
+    return [Layout(size, *ways) for ways in product((False, True), repeat=2)]
 
 
 def inverse(angles: Angles) -> Angles:
@@ -125,9 +138,7 @@ def layouts(model: Any, family: families.Family) -> list[Layout | None]:
                 _error(layout, keys[0][i], near, keys[1][i], far) if i in keys[0] else torch.inf
                 for i in layers.indices
             )
-            for layout in (
-                Layout(2 * near[0].shape[-1], *ways) for ways in product((False, True), repeat=2)
-            )
+            for layout in candidates(2 * near[0].shape[-1])
         }
         best = min(errors, key=lambda layout: errors[layout])
         if errors[best] > 1e-3:

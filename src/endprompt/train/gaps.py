@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ from torch.utils.checkpoint import checkpoint
 from endprompt.data.gaps import lead
 from endprompt.errors import TrainingError
 from endprompt.models import families, masks, rotation
-from endprompt.models.recording import recording
+from endprompt.models.recording import Recorded, recording
 from endprompt.positions import Ints
 
 BACKENDS = ("sdpa", "eager")
 MOST_PARTS = 8
 """Parts of a row that attend apart; layouts with more segments share them, by a mask."""
-_given: ContextVar[Given | None] = ContextVar("given", default=None)
+_of_batch: ContextVar[BatchGaps | None] = ContextVar("gaps of the batch", default=None)
 
 
 @dataclass(frozen=True)
@@ -52,53 +52,51 @@ class Bank:
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
 
-    @property
-    def bytes(self) -> int:
-        """Of all layers."""
-        tensors = [*self.keys.values(), *self.values.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
 
 @torch.no_grad()
-def read(
-    model: Any, family: families.Family, pieces: list[Ints], *, dtype: torch.dtype | None = None
-) -> Bank:
+def read(model: Any, family: families.Family, pieces: list[Ints]) -> Bank:
     """The bank of some texts that a model reads, each as a row of its own.
 
     pieces  int[T] each; of each the tokens from `data.gaps.lead` on are kept
-    dtype   to keep them in; None: the model's
 
     Raises ModelError where it isn't known how the model's keys turn.
     """
     layouts = rotation.layouts(model, family)
-    of_layer = {i: n for n, layers in enumerate(family.layers) for i in layers.indices}
-    keys: dict[int, list[Tensor]] = {i: [] for i in of_layer}
-    values: dict[int, list[Tensor]] = {i: [] for i in of_layer}
+    banks = []
     with recording(model) as recorded:
         for piece in pieces:
             ids = torch.as_tensor(piece, device=model.device)[None]
             rows = torch.arange(len(piece), device=model.device)[None]
             mask = masks.of_row(model, rows, torch.ones_like(ids))
             model.base_model(input_ids=ids, position_ids=rows, attention_mask=mask, use_cache=False)
-            turns = rotation.angles(model, family, rows, rows[0])
-            kept = slice(lead(piece), None)
-            for i, n in of_layer.items():
-                key = unturned(recorded[i].key_KTD, layouts[n], turns[n])
-                keys[i].append(key[:, kept].to(dtype or key.dtype))
-                values[i].append(recorded[i].value_KTD[:, kept].to(dtype or key.dtype))
+            angles = rotation.angles(model, family, rows, rows[0])
+            banks.append(bank_of(recorded, family, layouts, angles, kept=slice(lead(piece), None)))
     return Bank(
-        {i: torch.cat(parts, 1) for i, parts in keys.items()},
-        {i: torch.cat(parts, 1) for i, parts in values.items()},
+        {i: torch.cat([bank.keys[i] for bank in banks], 1) for i in banks[0].keys},
+        {i: torch.cat([bank.values[i] for bank in banks], 1) for i in banks[0].keys},
     )
 
 
-def unturned(
-    key_KTD: Tensor, layout: rotation.Layout | None, angles: rotation.Angles | None
-) -> Tensor:
-    """Keys [K, T, D] as they were before RoPE turned them by angles [T, J]."""
-    if layout is None or angles is None:
-        return key_KTD
-    return layout.turn(key_KTD, rotation.inverse(angles)).to(key_KTD.dtype)
+def bank_of(
+    recorded: Mapping[int, Recorded],
+    family: families.Family,
+    layouts: list[rotation.Layout | None],
+    angles: list[rotation.Angles | None],
+    *,
+    kept: slice,
+) -> Bank:
+    """The bank of some tokens of a row that was recorded.
+
+    layouts, angles  of each of `family.layers`, as `rotation` gives them; angles [T, J]
+    """
+    keys, values = {}, {}
+    for layers, layout, turned in zip(family.layers, layouts, angles, strict=True):
+        for i in layers.indices:
+            key_KTD = recorded[i].key_KTD
+            if layout is not None and turned is not None:
+                key_KTD = layout.turn(key_KTD, rotation.inverse(turned)).to(key_KTD.dtype)
+            keys[i], values[i] = key_KTD[:, kept], recorded[i].value_KTD[:, kept]
+    return Bank(keys, values)
 
 
 class FilledGaps:
@@ -145,11 +143,11 @@ class FilledGaps:
             }
             turns = [angle and (angle[0][b, :count], angle[1][b, :count]) for angle in angles]
             rows.append(_Row(row_T, gap_G, batch["gap_slots"][b, :count], turns, parts))
-        token = _given.set(Given(self, rows))
+        token = _of_batch.set(BatchGaps(self, rows))
         try:
             yield
         finally:
-            _given.reset(token)
+            _of_batch.reset(token)
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ def _parts(row_T: Ints, gap_G: Ints, span: int | None) -> list[_Part]:
     return parts
 
 
-class Given:
+class BatchGaps:
     """What stands in the gaps of a batch; goes through the model in the place of its mask."""
 
     def __init__(self, gaps: FilledGaps, rows: list[_Row]) -> None:
@@ -263,7 +261,7 @@ def _register(inner: str) -> str:
     plain = {"sdpa": sdpa_mask, "eager": eager_mask}[inner]
 
     def mask(*arguments: Any, **named: Any) -> Any:
-        return _given.get() or plain(*arguments, **named)
+        return _of_batch.get() or plain(*arguments, **named)
 
     AttentionMaskInterface.register(name, mask)
     return name
@@ -279,6 +277,6 @@ def _forward(
     inner = sdpa_attention_forward
     if backend == "eager":  # with the family's sinks and caps
         inner = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    if isinstance(attention_mask, Given):
+    if isinstance(attention_mask, BatchGaps):
         return attention_mask.attend(inner, module, query, key, value, rest), None
     return inner(module, query, key, value, attention_mask, **rest)

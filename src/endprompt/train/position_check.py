@@ -131,23 +131,18 @@ def check_gaps(
     rows = batch["position_ids"]
     with recording(model) as recorded:
         whole = hidden_states(model, batch)[0][0]
-        turns = rotation.angles(model, family, rows, rows[0])
+        angles = rotation.angles(model, family, rows, rows[0])
     layouts = rotation.layouts(model, family)
     third = PREFIX_TOKENS // 3
     middle = slice(third, 2 * third)
-    of_layer = {i: n for n, layers in enumerate(family.layers) for i in layers.indices}
-    true = gaps.Bank(
-        {i: gaps.unturned(recorded[i].key_KTD, layouts[n], turns[n])[:, middle]
-         for i, n in of_layer.items()},
-        {i: recorded[i].value_KTD[:, middle] for i in of_layer},
-    )  # fmt: skip
+    bank = gaps.bank_of(recorded, family, layouts, angles, kept=middle)
     apart = {
         name: torch.cat([column[:, :third], column[:, 2 * third :]], 1)
         for name, column in batch.items()
     }
     apart["gap_positions"] = rows[:, middle]
     apart["gap_slots"] = torch.arange(third, device=rows.device)[None]
-    with filled.holding(true).of(model, apart):
+    with filled.holding(bank).of(model, apart):
         split = hidden_states(model, apart)[0][0]
     error = float((split[third:] - whole[2 * third :]).abs().max())
     size = float(whole.abs().max())
@@ -274,18 +269,12 @@ def _turned_by(before_HTD: Tensor, after_HTD: Tensor, turned_J: Tensor) -> float
 
     Families differ in where the pairs of a head lie; the nearest layout counts.
     """
-    R = 2 * len(turned_J)
-    turns = []
-    for part in (slice(0, R), slice(before_HTD.shape[-1] - R, None)):
-        before, other = before_HTD[..., part], after_HTD[..., part]
-        for first, second in (
-            (slice(0, R // 2), slice(R // 2, None)),
-            (slice(0, None, 2), slice(1, None, 2)),
-        ):
-            z = torch.complex(before[..., first], before[..., second]) * turned_J
-            difference = torch.complex(other[..., first], other[..., second]) - z
-            turns.append(float(difference.norm() / z.norm().clamp_min(1e-30)))
-    return min(turns)
+    errors = []
+    for layout in rotation.candidates(2 * len(turned_J)):
+        moved = torch.complex(*layout.pairs(before_HTD)) * turned_J
+        difference = torch.complex(*layout.pairs(after_HTD)) - moved
+        errors.append(float(difference.norm() / moved.norm().clamp_min(1e-30)))
+    return min(errors)
 
 
 @torch.no_grad()
@@ -309,8 +298,8 @@ def _local(model: Any, batch: dict[str, Tensor], label: str) -> Iterator[Check]:
         ids[0, far_T] = (ids[0, far_T] + 1) % model.config.vocab_size
         other["input_ids"] = ids
         alone_TH = hidden_states(model, alone)[0][0, terminal_T]
-        two = hidden_states(model, other)[0][0, terminal_T]
-        moved, size = float((alone_TH - two).abs().max()), float(alone_TH.abs().max())
+        other_TH = hidden_states(model, other)[0][0, terminal_T]
+        moved, size = float((alone_TH - other_TH).abs().max()), float(alone_TH.abs().max())
         detail = f"moved by {moved:.2g} of {size:.2g} with global layers cut off"
         passed = bool(np.isfinite(moved)) and moved <= 1e-6 * size
         yield Check("local layers alone see nothing far", label, passed, detail)
