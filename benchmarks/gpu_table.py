@@ -9,15 +9,15 @@ needles by quarter of the length and verbatim recall on held-out texts, and RULE
 them the time of a step on rows of the window, and its share of the GPU's peak, for this model and
 for a Llama of 1.2 billion random weights.
 
-Every figure is written as it comes; the same command goes on where the last one stopped. What
-`--minutes` have no room for is left to the next: an arm is trained and its texts read before the
-next arm, then RULER in rounds of few samples, each with a seed of its own, up to `--rounds`.
+Every figure is written as it comes; the same command resumes where the last one stopped. What
+does not fit into `--minutes` is left to the next call. An arm is trained and its texts read before
+the next arm; then comes RULER, in up to `--rounds` rounds of few samples with a seed each.
 On an H100, estimated: 40 s of training an arm, 10 s of texts, 20 s of a round of RULER, 60 s of
 steps.
 
 `--pack` writes bfloat16 shards and text below numbered folders of at most 60 MiB, for a machine
 that takes little at a time: each folder travels by itself, `--parts` puts them together. A torch
-before 2.13 has no fused loss: chunks of float32 products stand in for it, as the result says.
+before 2.13 has no fused loss: chunks of float32 matmuls stand in for it, as the result says.
 
 `tests/test_gpu_table.py` runs all of it on a CPU at toy size.
 """
@@ -48,7 +48,7 @@ from torch.nn import functional as F
 
 from endprompt import recipe as recipes
 from endprompt import rope, units
-from endprompt.cost import flops, plan
+from endprompt.cost import flops
 from endprompt.data.encoder import Encoder
 from endprompt.data.tokens import TokenDocuments
 from endprompt.eval import results, suites
@@ -62,7 +62,7 @@ from endprompt.io import files, provenance
 from endprompt.io.silence import silence_libraries
 from endprompt.models import checkpoint as models
 from endprompt.models import embedded
-from endprompt.train.calibration import matmul_peak
+from endprompt.train.calibration import known_gpu, matmul_peak
 from endprompt.train.run import train
 
 UNTRAINED = "yarn-untrained"
@@ -396,6 +396,8 @@ def step_time(model: str, tokens: int, rows: int, target: int, *, kept: bool) ->
         train(recipe, model=model, documents=text, target=target, out=Path(scratch), progress=note)
     best = min(entry["seconds"] for entry in seen[2:])
     rate = rows * flops.row(recipe, flops.read(config), False).total / best
+    known = known_gpu()
+    matmuls = matmul_peak(torch.device("cuda" if gpu else "cpu"), gpu)
     return {
         "row_tokens": tokens,
         "rows": rows,
@@ -403,19 +405,10 @@ def step_time(model: str, tokens: int, rows: int, target: int, *, kept: bool) ->
         "seconds": [entry["seconds"] for entry in seen],
         "ms_per_row": 1e3 * best / rows,
         "flops_per_second": rate,
-        "share_of_peak": rate / _peak(),
-        "share_of_matmuls": rate / matmul_peak(torch.device("cuda" if gpu else "cpu"), gpu),
+        "share_of_peak": rate / (known.peak if known else matmuls),
+        "share_of_matmuls": rate / matmuls,
         "memory_gib": seen[-1]["memory_gib"],
     }
-
-
-@functools.cache
-def _peak() -> float:
-    """The maker's dense bf16 peak of this GPU; of a CPU what its matmuls reach."""
-    if not torch.cuda.is_available():
-        return matmul_peak(torch.device("cpu"), False)
-    name = torch.cuda.get_device_name().lower()
-    return next(d.peak for key, d in plan.DEVICES.items() if key.split("-")[0] in name)
 
 
 @contextlib.contextmanager
@@ -496,7 +489,7 @@ def stand_in_for_the_fused_loss(*, force: bool = False) -> bool:
 
 
 def measure(table: Table, given: argparse.Namespace, all_of: Shared, work: Path) -> None:
-    """Every figure that the minutes have room for, what is worth most first."""
+    """Every figure that fits into the minutes, the most valuable first."""
 
     def model_of(arm: str) -> None:
         """Have an arm's model; one that is not on this machine any more is trained again."""

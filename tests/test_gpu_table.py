@@ -51,7 +51,7 @@ def run(script: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     script.main()
 
 
-def test_a_table_is_made_and_gone_on_with(script, toy, monkeypatch, tmp_path, capsys) -> None:
+def test_the_same_command_resumes_a_table(script, toy, monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(script, "STEPS", 3)
     arms = ("--arms", "distilled-anchors")
     run(script, monkeypatch, *toy, *arms, "--rounds", "1")

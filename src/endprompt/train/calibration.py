@@ -65,16 +65,7 @@ def measure(model: Any) -> dict[str, Any]:
 def this_machine(decoder: Decoder) -> plans.Machine:
     """GPUs that torch sees, by their name; else the CPU, its matmuls and attention timed."""
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        known = next(
-            (
-                device
-                for device in plans.DEVICES.values()
-                if device.name.split()[0] in properties.name
-                and abs(device.memory_bytes / properties.total_memory - 1) < 0.1
-            ),
-            None,
-        )
+        properties, known = torch.cuda.get_device_properties(0), known_gpu()
         gpu = torch.device("cuda")
         peak = known.peak if known else matmul_peak(gpu, bf16=True, times=20)
         link = known.link if known else plans.DEVICES["rtx4090"].link
@@ -88,6 +79,18 @@ def this_machine(decoder: Decoder) -> plans.Machine:
         attention=attention_speed(decoder.heads, decoder.head_size),
         tokens=ATTENTION_TOKENS,
     )
+
+
+def known_gpu() -> plans.Device | None:
+    """This machine's first GPU in the table of makers' figures, by its name and memory."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    for device in plans.DEVICES.values():
+        memory = device.memory_bytes / properties.total_memory
+        if device.name.split()[0] in properties.name and abs(memory - 1) < 0.1:
+            return device
+    return None
 
 
 def matmul_peak(device: torch.device, bf16: bool, times: int = 3) -> float:
