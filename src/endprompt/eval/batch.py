@@ -41,7 +41,7 @@ def complete(
 
     after  what every prompt begins with, read; it stays as it is
 
-    For models that `Engine.batches`; the caller bounds the batch (`Engine.rows_at_once`).
+    For engines that `can_batch`; the caller bounds the batch (`Engine.rows_at_once`).
     """
     rows = _Rows(engine, requests, after)
     next_BV = rows.read()
@@ -69,7 +69,7 @@ def _ends(engine: Engine, request: Request, answer: list[int], token: int) -> bo
 
 
 class _Rows:
-    """The cache of a batch."""
+    """The prompts of a batch in one cache."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], after: Context | None) -> None:
         self.engine = engine

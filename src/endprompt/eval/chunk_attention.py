@@ -1,9 +1,9 @@
 """Causal attention of a chunk to what a cache holds and to itself, without a mask.
 
-SDPA wants a mask for queries that do not begin at the first key: a fifth more time on a CPU, on a
-GPU no FlashAttention, and memory that grows with the prompt. Here what came before and the chunk
-itself are attended apart and put together by their log-sum-exps (Dao et al. 2022,
-"FlashAttention", section 3.1).
+SDPA needs a mask for queries that do not begin at the first key: a fifth more time on a CPU, no
+FlashAttention on a GPU, and memory that grows with the prompt. Torch's `causal_lower_right` avoids
+it on a GPU only. Here the chunk attends to what came before and to itself separately; the two are
+merged by their log-sum-exps (Dao et al. 2022, "FlashAttention", section 3.1).
 
 Shape letters: B rows, T tokens of the chunk, S tokens of the cache, the chunk among them, H query
 heads, K key heads, D head size.
@@ -27,7 +27,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def in_chunks(config: Any) -> Generator[None]:
-    """SDPA of a model takes chunks without masks meanwhile; another backend stays as it is."""
+    """Inside, SDPA of a model takes chunks without masks; another backend stays as it is."""
     before = config._attn_implementation
     if before != "sdpa":
         yield
@@ -49,9 +49,9 @@ def attend(
 ) -> Tensor:
     """Attention float[B, H, T, D] of the last T of S tokens, T < S; H a multiple of K.
 
-    own_TT  what of the chunk its tokens see, bool; None: causal. On a CPU only
+    own_TT  bool, which tokens of the chunk see which; on a CPU only. None: causal
 
-    For tensors that `fits` names: it calls the kernels that give log-sum-exps.
+    For tensors that `fits`: it calls the kernels that give log-sum-exps.
     """
     B, H, T, D = query_BHTD.shape
     K, past = key_BKSD.shape[1], key_BKSD.shape[2] - T

@@ -232,14 +232,14 @@ class Engine(Coder):
         return self._in_chunks is in_chunks and self._text_config._attn_implementation == "sdpa"
 
     @property
-    def batches(self) -> bool:
+    def can_batch(self) -> bool:
         """Prompts can be answered together: every layer keeps every token, at any length alike."""
         plain = caches.keeps_all(caches.new_cache(self.model.config))
         return plain and not self.length_dependent
 
     def rows_at_once(self, length: int) -> int:
-        """How many rows of `length` tokens a batch may hold; 1 where `batches` is false."""
-        if not self.batches:
+        """How many rows of `length` tokens a batch may hold; 1 where `can_batch` is false."""
+        if not self.can_batch:
             return 1
         per_token = caches.bytes_per_token(self._text_config, self.model.dtype.itemsize)
         tokens = int(CACHE_PART * caches.free_memory_bytes(self.device)) // per_token

@@ -1,17 +1,17 @@
 """Loss on the tokens that gain from far context, by how far that context is.
 
-A mean over all tokens of a text hides what a long window is for: nearly all of them are said well
-from the last few hundred tokens. *Key tokens* are those that an evaluator says much better from
+A mean over all tokens of a text hides what a long window is for: nearly all of them are predicted
+well from the last few hundred. *Key tokens* are those that an evaluator predicts much better from
 all of the text than from a short context (Fang et al. 2025, "What is Wrong with Perplexity for
 Long-context Language Modeling?", LongPPL): with contexts of c tokens and the whole,
 
     loss(c) - loss(whole) > 2 nats    and    loss(whole) < 2 nats
 
-Contexts are cut in steps of K tokens: a token has c to c+K-1 tokens before it. A token needs the
-first of several contexts, rising, from which it is said as well as from the whole, to 2 nats.
+Contexts move in steps of K tokens: a token has c to c+K-1 tokens before it. Of several contexts, a
+token needs the shortest whose loss is within 2 nats of that of the whole.
 
-The evaluator may be the base: it then reads no more than its window, three quarters of it before
-each token at least, and finds tokens whose context is inside of it.
+The evaluator may be the base. It then reads at most its own window, at least three quarters of it
+before each token, so that it finds tokens whose context lies within that window.
 
 Shape letters: T tokens.
 """
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from endprompt.errors import EvaluationError
 from endprompt.eval.perplexity import Progress, read_tokens, scored_windows
+from endprompt.record import Exact
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Engine
@@ -35,17 +35,15 @@ if TYPE_CHECKING:
 GAIN, KNOWN = 2.0, 2.0
 """Nats: what far context has to give, and what the loss with it has to be below."""
 STEPS = 4
-"""Contexts are cut in steps of the shortest over this: 4,096 and 1,024 tokens in the paper."""
+"""Steps to the shortest context: 4,096 tokens in steps of 1,024 in the paper."""
 
 
-class KeyLoss(BaseModel):
+class KeyLoss(Exact):
     """Loss on the key tokens that need more than `above` tokens of context and at most `upto`.
 
-    nats_per_token       of the model; None where there are no such tokens
-    evaluator            the same of the evaluator, with all that it reads
+    nats_per_token  of the model; None where there are no such tokens
+    evaluator       nats per token of the evaluator, given all that it reads
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     window: int
     above: int
@@ -56,10 +54,8 @@ class KeyLoss(BaseModel):
     evaluator: float | None
 
 
-class KeyTokens(BaseModel):
-    """What key tokens were found by, and the losses on them; `all` first for each window."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class KeyTokens(Exact):
+    """How key tokens were found, and the losses on them: for each window all of them first."""
 
     evaluator: str
     reads: int
@@ -88,8 +84,8 @@ def needs(
 ) -> np.ndarray:
     """Which context each token needs, int[T]: -1 for tokens that aren't key.
 
-    shorts_CT  losses float[C, T] from contexts that rise
-    whole_T    losses from the whole; tokens that no context gives need it: C
+    shorts_CT  losses float[C, T] from contexts, shortest first
+    whole_T    losses from the whole; C for tokens for which none of them is enough
     """
     gains_CT = shorts_CT - whole_T > gain
     key_T = gains_CT[0] & (whole_T < known)
@@ -110,7 +106,7 @@ def loss_on_key_tokens(
 ) -> KeyTokens:
     """Loss of a model on the tokens of a file that the evaluator finds to need far context.
 
-    windows   W, tokens: the file is read in pieces of W, the rest left out
+    windows   W, tokens: the file is read in pieces of W, an incomplete last one left out
     contexts  c, tokens, rising: 4,096 in the paper
     gain      nats that a key token gains from far context (alpha in the paper)
     known     nats that its loss with it is below (minus beta)
