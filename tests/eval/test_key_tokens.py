@@ -59,18 +59,27 @@ def test_key_tokens_are_those_of_the_published_definition(tmp_path: Path) -> Non
     need_T = needs(shorts_CT, whole_T, **LIMITS)
 
     assert set(np.flatnonzero(need_T > 0)) == wanted
+
+
+def test_losses_are_the_models_on_the_tokens_that_the_evaluator_finds(tmp_path: Path) -> None:
+    pieces = np.split(copied_text(tmp_path / "tokens.bin")[: 2 * WINDOW], 2)
+    evaluator, other = tiny_model().double(), tiny_model(seed=1).double()
+    keys = [sorted(published(evaluator, piece, 16, 4)) for piece in pieces]
     found = loss_on_key_tokens(
-        engine, engine, tmp_path / "tokens.bin", windows=[WINDOW], contexts=CONTEXTS, **LIMITS
-    )
-    every = np.split(copied_text(tmp_path / "tokens.bin")[: 2 * WINDOW], 2)
-    own = np.concatenate(
-        [losses(model, piece)[[token - 1 for token in sorted(published(model, piece, 16, 4))]]
-         for piece in every]
+        tiny_engine(model=other), tiny_engine(model=evaluator), tmp_path / "tokens.bin",
+        windows=[WINDOW], contexts=CONTEXTS, **LIMITS,
+    )  # fmt: skip
+    own, evaluated = (
+        np.concatenate([losses(model, piece)[np.subtract(key, 1)]
+                        for piece, key in zip(pieces, keys, strict=True)])
+        for model in (other, evaluator)
     )  # fmt: skip
     together, near, far = found.losses
     assert together.tokens == len(own) == near.tokens + far.tokens
     assert together.nats_per_token == pytest.approx(own.mean(), rel=1e-4)
-    assert together.evaluator == together.nats_per_token
+    assert together.perplexity == pytest.approx(np.exp(own.mean()), rel=1e-3)
+    assert together.evaluator == pytest.approx(evaluated.mean(), rel=1e-4)
+    assert abs(together.evaluator - together.nats_per_token) > 0.01
     assert [(loss.above, loss.upto) for loss in found.losses] == [(16, 96), (16, 48), (48, 96)]
 
 
