@@ -3,7 +3,7 @@
 The bank is some stretches of the run's own text, drawn once by the seed. Each is read as a row by
 itself; its first eighth is read for context and not kept, so that no beginning of a text, which
 draws attention wherever it stands, gets into the middle of a row. A row never meets its own text:
-pieces that share 16 tokens in a row with it are left out.
+pieces that share 16 tokens in a row with it are left out (if all do, those that share more).
 """
 
 from __future__ import annotations

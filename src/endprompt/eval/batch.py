@@ -39,7 +39,7 @@ def complete(
 ) -> list[list[int]]:
     """Greedy continuations, as `Context.complete` gives each, end tokens left out.
 
-    after  what every prompt begins with, read; it stays as it is
+    after  the context that every prompt begins with; left as it was
 
     For engines that `can_batch`; the caller bounds the batch (`Engine.rows_at_once`).
     """

@@ -45,7 +45,7 @@ class BufferedLayer(DynamicLayer):
         for new, old in ((key, self.keys), (value, self.values)):
             buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
             if old is not None and start:
-                buffer[..., :start, :] = old  # one row stands for all where they begin alike
+                buffer[..., :start, :] = old  # of one row for all, after `begin_with`
             grown.append(buffer)
         self._buffers = (grown[0], grown[1])
 

@@ -41,7 +41,7 @@ MOST_CHUNK = 2**16
 """Tokens that are read at once: on a CPU, and at most on a GPU."""
 CHUNK_PART = 0.2
 CACHE_PART = 0.6
-"""Parts of the free memory that a chunk of a GPU and the cache of a batch may take."""
+"""Parts of the free memory that a chunk on a GPU and the cache of a batch may take."""
 CPU_BATCH_TOKENS = 16384
 """Of a batch: longer prompts keep a CPU busy one by one, and each is written as it comes."""
 MOST_ROWS = 128

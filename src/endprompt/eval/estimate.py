@@ -20,8 +20,8 @@ STEPS = 4
 def seconds(engine: Engine, sizes: Sequence[tuple[int, int]]) -> float:
     """Estimated seconds to answer prompts of (length, tokens to generate).
 
-    Reads and decodes a short prompt, which takes a second or so. Prompts of one length are taken
-    to be answered in full batches, and none to end early.
+    Reads and decodes a short prompt, which takes a second or so. Assumes that prompts of one length
+    fill their batches, and that no answer ends early.
     """
     read, step = _speed(engine)
     total = 0.0

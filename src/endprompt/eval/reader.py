@@ -1,4 +1,4 @@
-"""Prompts to texts, by a model here: what follows one another in a suite is answered together."""
+"""Answers of a model on this machine; neighbouring prompts of a suite are answered together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from endprompt.eval.engine import Engine
 from endprompt.eval.results import Question
 
 LIKE = 7 / 8
-"""Prompts of a batch are at least so long, measured by its longest."""
+"""Of the longest prompt of a batch: the others are at least so long."""
 SHARED = 256
-"""Tokens from which on what prompts begin with alike is read once for all of them."""
+"""A common beginning of at least so many tokens is read once for all prompts of a batch."""
 
 
 class Reader:
-    """Answers prompts with an engine; what two prompts in a row begin with alike is read once.
+    """Answers prompts with an engine; the common beginning of two successive ones is read once.
 
     known  token ids of prompts, added to and kept for another reader with the same tokenizer;
            None: kept until a prompt is answered

@@ -82,7 +82,7 @@ class Summary(Exact):
     failed: int
     settings_sha256: str
     computation: Computation | None = None
-    """None: answered by a server, which does not tell."""
+    """None: answered by a server, which does not say."""
     versions: dict[str, str]
     notes: list[str]
 

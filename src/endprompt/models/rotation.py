@@ -1,4 +1,4 @@
-"""RoPE on keys from outside: off where the model put it on, on again at other positions.
+"""RoPE outside of the model: undone on its keys, and applied again at other positions.
 
 Where the turned numbers of a head lie differs by family (first or last numbers, pairs half a head
 apart or side by side). It is measured on the model, not assumed; a family whose keys turn in none
@@ -23,8 +23,8 @@ from endprompt.models.recording import recording
 Angles = tuple[Tensor, Tensor]
 """cos and sin [..., J], times the factor that a scaling puts on both."""
 SHIFT, TOKENS = 40, 24
-"""How far a row is moved to see how its keys turn, and its length: small, so that float32 knows
-the angles."""
+"""How far a row is moved to see how its keys turn, and its length: small, so that float32
+resolves the angles."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from endprompt.models import precision
 from endprompt.recipe import Recipe, read_yaml
 
 STARTED_HERE = "ENDPROMPT_RANK"
-"""Set in the environment of ranks that `run` started, which says their errors."""
+"""Set in the environment of ranks that `run` started, which reports their errors."""
 ON_A_CPU = ("NO", "MULTI_CPU")
 """Types of a config that need no GPU."""
 AGENT = "torch.distributed.elastic"
@@ -31,7 +31,7 @@ AGENT = "torch.distributed.elastic"
 
 @dataclass(frozen=True)
 class Config:
-    """What of an Accelerate config decides where ranks run."""
+    """The part of an Accelerate config that decides where ranks run."""
 
     path: Path
     kind: str
@@ -100,7 +100,7 @@ def fast_in_bf16(dtype: str) -> bool:
 def start(
     words: Sequence[str], recipe: Recipe, processes: int | None, config_file: Path | None
 ) -> bool:
-    """Train in several processes, where they were asked for and this is none of them.
+    """Train in several processes if that is asked for and this is not one of them.
 
     words      what follows `endprompt`
     recipe     resolved
@@ -177,7 +177,7 @@ def _accelerate(words: Sequence[str], processes: int, config: Config, logs: str)
 
 
 def _silence_agent() -> None:
-    """What the agent logs of a failure is said in one line."""
+    """Stop the agent's logs of a failure, which `failure` says in one line."""
     for name in [AGENT, *logging.root.manager.loggerDict]:
         if name.startswith(AGENT):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -188,7 +188,7 @@ def failure(failures: dict[int, Any], processes: int) -> str:
 
     failures  torch's ProcessFailure by rank
 
-    The traceback of an error that is no user's goes to standard error.
+    The traceback of an error that is not the user's goes to standard error.
     """
 
     def order(item: tuple[int, Any]) -> tuple[int, float, int]:

@@ -38,11 +38,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What prefix tokens are held to beside, or in place of, the text (Hinton et al. 2015).
+    """What the prefix tokens are distilled from (Hinton et al. 2015).
 
-    model    reads the row at contiguous positions, without a gradient: the base as it was; None:
-             the model that learns, whose view with jumps is held to its own view without them
-             ("RoPE-perturbed self-distillation", arXiv 2604.14339), and to the text as well
+    model    the base, in place of the text. It reads the row at contiguous positions, without a
+             gradient. None: the model that trains, so read, and the text as well ("RoPE-perturbed
+             self-distillation", arXiv 2604.14339)
     reverse  KL(model || teacher) in place of KL(teacher || model)
     """
 
@@ -85,7 +85,7 @@ def aligned_loss(
 ) -> Losses:
     """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
 
-    teacher  what prefix tokens are held to
+    teacher  what prefix tokens are distilled from
     gaps     what stands in the gaps of the model's rows; the teacher's have none
     """
     weights_BT = batch["label_weights"]
@@ -255,7 +255,7 @@ def teacher_losses(
     """float[2, N]: what is trained of each token, and its cross-entropy in nats, detached.
 
     teacher_NH, teacher_head  the teacher's hidden states and head
-    prefix_N            bool, tokens that are held to what the teacher says
+    prefix_N            bool, tokens that are distilled from the teacher
     """
 
     def of_chunk(hidden: Tensor, labels: Tensor, base: Tensor, prefix: Tensor) -> Tensor:

@@ -122,9 +122,10 @@ def check_positions(
 def check_gaps(
     model: Any, family: families.Family, target: int, filled: gaps.FilledGaps
 ) -> list[Check]:
-    """Keys in a gap stand as their text would: a text with its middle in the gap, and whole.
+    """Keys in a gap count as their text would.
 
-    At the end of the target; the keys are those of the text that is read whole.
+    A text at the end of the target is read whole, and with the keys of its middle third in a gap:
+    hidden states behind the gap agree.
     """
     batch = batch_of(model, PREFIX_TOKENS)
     batch["position_ids"] = batch["position_ids"] + target - PREFIX_TOKENS

@@ -361,7 +361,7 @@ def _whole(trainer: Trainer, ready: _Loaded, recipe: Recipe, model: str) -> Any:
 class RowTrainer(Trainer):
     """Rows in the order of their index, the weighted loss, and what a run is watched by in the log.
 
-    teacher                what prefix tokens are held to, where they are distilled
+    teacher                what prefix tokens are distilled from, if they are
     gaps                   what stands in the gaps of rows, where they are filled
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
