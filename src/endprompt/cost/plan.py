@@ -342,8 +342,6 @@ def paper() -> list[tuple[str, float, float]]:
     Memory in GB a device, sharded with checkpointing, a row at a time; speed as time of the
     method named over that of `endprompt`, from operations alone.
     """
-    from endprompt import recipe as recipes
-
     size, where = SIZES["llama-3-8b"], machine("a800:8")
     lines = {
         name: line(recipes.load(name), size.decoder, where, window=8192, target=65536)

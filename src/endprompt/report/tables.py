@@ -160,9 +160,7 @@ def _suite_tasks(run: Run, name: str) -> Table:
     def cell(suite: Mapping[str, Any], task: str, length: str) -> Cell:
         score = suite["tasks"].get(task, {}).get(length) or {}
         mean, low, high = (number(score.get(key)) for key in ("mean", "low", "high"))
-        if mean is None:
-            return Cell(ABSENT)
-        return Cell(f"{mean:.3f}", "" if low is None else f"[{low:.3f}, {high:.3f}]", mean)
+        return Cell(ABSENT) if mean is None else estimate_cell(Estimate(mean, low, high))
 
     notes = dict.fromkeys(note for _, suite in asked for note in suite.get("notes") or [])
     said = f" ({'; '.join(notes)})" if notes else ""
