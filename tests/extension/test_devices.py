@@ -22,7 +22,8 @@ from endprompt import recipe as recipes
 from endprompt.cost.memory import GIB
 from endprompt.cost.plan import SIZES
 from endprompt.errors import RecipeError
-from endprompt.extension import devices, run
+from endprompt.extension import devices, plan
+from endprompt.extension.prepare import Request
 
 pytestmark = pytest.mark.xdist_group("devices")  # one worker makes the shared run
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -158,13 +159,13 @@ def test_a_run_that_is_given_again_keeps_the_precision_that_was_chosen_for_it(
     recipe = recipes.load("recall-anchors").replace(
         {"training.dtype": "fast", "rows.tokens": 128, "rows.kinds.0.terminal.recall.verbatim": 1}
     )
-    request = run.Request(
+    request = Request(
         model=str(tiny), target=2048, text=[str(text)], recipe=recipe, out=tmp_path / "out",
         lengths=[1024, 2048], needles=2,
     )  # fmt: skip
     for fast in (True, False):
         monkeypatch.setattr("endprompt.models.precision.fast_in_bf16", lambda _, fast=fast: fast)
-        run.commands(request, say=lambda *_: None)
+        plan.commands(request, say=lambda *_: None)
         values = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
         assert values["training"]["dtype"] == "bfloat16"
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from endprompt import recipe
 from endprompt.errors import OutputError, RecipeError
-from endprompt.extension import record, run
+from endprompt.extension import prepare, record, run
 from endprompt.io import claims, digests
 from endprompt.io.files import sha256_file
 from tiny_checkpoint import save_tiny
@@ -326,7 +326,7 @@ def test_a_resumed_run_with_other_weights_at_the_same_path_is_refused(
 
 def test_controls_hold_tokens_and_content_equal() -> None:
     method = recipe.load("recall-anchors").resolve(window=8192, target=16384, gpu=False)
-    base, untrained, trained, short, bare = run.arms_of(method, controls=True)
+    base, untrained, trained, short, bare = prepare.arms_of(method, controls=True)
     assert not base.trained
     assert base.recipe.rope.scaling == "none"
     assert not untrained.trained
@@ -342,8 +342,8 @@ def test_controls_hold_tokens_and_content_equal() -> None:
 
 
 def test_default_lengths_end_at_the_target() -> None:
-    assert run.default_lengths(8192, 16384) == [4096, 8192, 12288, 16384]
-    assert run.default_lengths(8192, 65536)[-1] == 65536
+    assert prepare.default_lengths(8192, 16384) == [4096, 8192, 12288, 16384]
+    assert prepare.default_lengths(8192, 65536)[-1] == 65536
 
 
 def test_a_summary_has_an_interval_from_five_values_on() -> None:

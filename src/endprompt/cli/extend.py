@@ -12,7 +12,7 @@ from endprompt.cli import eval_screen
 from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from endprompt.extension.run import Request
+    from endprompt.extension.prepare import Request
 
 
 def register(app: typer.Typer) -> None:
@@ -136,12 +136,13 @@ def register(app: typer.Typer) -> None:
         silence_libraries()
         from endprompt.errors import EvaluationError
         from endprompt.extension import run as extension
-        from endprompt.extension import suites as asked
+        from endprompt.extension.prepare import Request
+        from endprompt.extension.suites import parse
 
         if suite_settings and suites is None:
             raise EvaluationError("--eval-set is for the suites of --eval: name them too")
         more = recipes.parse_overrides(suite_settings, option="--eval-set")
-        request = extension.Request(
+        request = Request(
             model=model,
             target=target,
             text=text,
@@ -157,7 +158,7 @@ def register(app: typer.Typer) -> None:
             scaling_chosen=recipes.chooses_scaling(method, overrides),
             processes=processes,
             accelerate_config=accelerate_config,
-            suites=None if suites is None else asked.parse(suites, more),
+            suites=None if suites is None else parse(suites, more),
         )
         if dry_run:
             _show_commands(request)
@@ -169,13 +170,13 @@ def register(app: typer.Typer) -> None:
 
 def _show_commands(request: Request) -> None:
     """A shell script of every job, and of this command at its end."""
-    from endprompt.extension import run as extension
+    from endprompt.extension import plan
 
     def say(*lines: str) -> None:
         echo(*(f"# {line}" for line in lines))
 
     say("Jobs in an order in which they can run; each needs those that its line names.")
-    listed = extension.commands(request, say=say)
+    listed = plan.commands(request, say=say)
     echo("", "set -e", f"cd {shlex.quote(str(Path.cwd()))}")
     for job, line in listed:
         after = f", after {', '.join(job.needs)}" if job.needs else ""

@@ -13,7 +13,7 @@ from endprompt.io.secrets import redact
 from endprompt.units import short
 
 if TYPE_CHECKING:
-    from endprompt.extension.run import Plan
+    from endprompt.extension.plan import Plan
     from endprompt.io.jobs import Job
     from endprompt.recipe import Rope
 
