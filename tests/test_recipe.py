@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endprompt import recipe as recipes
+from endprompt import rope
 from endprompt.cost import flops
 from endprompt.errors import RecipeError
 from endprompt.recipe import Kind, Recipe
@@ -304,3 +305,11 @@ def test_headroom_is_that_of_the_scaling_unless_the_recipe_names_one(
     resolved = recipe.resolve(window=8192, target=65536, gpu=False)
     assert resolved.rope.headroom == headroom
     assert resolved.resolve(window=8192, target=65536, gpu=False) == resolved
+
+
+def test_headroom_that_the_base_has_already_is_not_added_again() -> None:
+    base = rope.Base(1e4, 64, 8192, headroom=1.5)
+    resolved = recipes.load("recall-anchors").resolve(
+        window=8192, target=65536, gpu=False, base=base
+    )
+    assert resolved.rope.headroom == 1.0

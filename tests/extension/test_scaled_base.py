@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tiny_checkpoint import save_tokenizer
@@ -53,6 +54,11 @@ def test_extend_keeps_the_bases_rule_and_its_checkpoint_is_extended_once_more(
     assert again.returncode == 0, again.stderr
     assert "llama3 by 48 from 32" in again.stdout
     assert "llama3 by 192 from 32" in again.stdout
+    once_more = ("--to", "4k", "--text", text, *SMALL, "--out", tmp_path / "y", "--dry-run")
+    planned = endprompt("extend", made, *once_more)
+    assert planned.returncode == 0, planned.stderr
+    recipe = yaml.safe_load((tmp_path / "y" / "recipe.yaml").read_text())
+    assert recipe["rope"]["headroom"] == 1.0, "the checkpoint has its 1.5 already"
 
 
 def test_a_rule_without_a_form_on_the_base_is_refused_before_anything_is_made(
