@@ -11,7 +11,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from ring import ring
 from transformers import AttentionInterface
 
-from endprompt.cli.accelerate import CONFIGS
+from endprompt.train.launch import SHIPPED
 
 OF_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -21,7 +21,7 @@ def as_launched(config: str, *flags: str) -> None:
 
     In float32, so that a run is comparable with one that is not sharded.
     """
-    given = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", "2"]
+    given = ["--config_file", str(SHIPPED / f"{config}.yaml"), "--num_processes", "2"]
     given += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "1", *flags]
     words = launch.launch_command_parser().parse_args([*given, "script"])
     found: list[Any] = []

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from endprompt.cli.terminal import echo
-
-CONFIGS = Path(__file__).parents[1] / "accelerate"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,10 +22,11 @@ def register(app: typer.Typer) -> None:
             -m endprompt train recall-pose --model my-llama --data tokens --to 64k --out runs/64k
         """
         from endprompt.errors import RecipeError, nearest
+        from endprompt.train.launch import SHIPPED
 
-        known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+        known = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
         if name not in known:
             raise RecipeError(
                 f"unknown config {name!r}{nearest(name, known)}: one of {', '.join(known)}"
             )
-        echo(CONFIGS / f"{name}.yaml")
+        echo(SHIPPED / f"{name}.yaml")

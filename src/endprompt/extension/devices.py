@@ -20,7 +20,6 @@ from endprompt.train import launch
 
 WORKERS = 2
 """Jobs side by side on a CPU, each with its share of the cores."""
-SHIPPED = Path(__file__).parents[1] / "accelerate"
 FILE = "accelerate.yaml"
 """The config of Accelerate that a run makes for its trainings, in its folder."""
 
@@ -165,7 +164,7 @@ def _divisor(rows: int, most: int) -> int:
 
 def _configured(ranks: Ranks, name: str, recipe: Recipe, out: Path) -> Ranks:
     """With a shipped config for this number of processes, in the run's folder."""
-    values = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((launch.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
     values["num_processes"] = ranks.processes
     values["mixed_precision"] = "bf16" if recipe.training.dtype == "bfloat16" else "no"
     if "parallelism_config" in values:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import endprompt
 from endprompt.compare import commands
 from endprompt.compare.results import Result
 from endprompt.errors import EvaluationError
@@ -27,6 +26,7 @@ from endprompt.record import Training
 from endprompt.study.definition import EVALUATIONS, SAMPLES, Arm, Measure, Scale, Study
 from endprompt.study.numbers import Measured, Place, Results
 from endprompt.study.scores import by_place
+from endprompt.train import launch
 
 GPUS = 8
 BASE = "meta-llama/Meta-Llama-3-8B"
@@ -58,7 +58,7 @@ def _command(label: str, words: list[str], result: Path, *, many: bool = False) 
 
 
 def _launcher() -> tuple[str, ...]:
-    config = Path(endprompt.__file__).parent / "accelerate" / "zero3.yaml"
+    config = launch.SHIPPED / "zero3.yaml"
     return ("accelerate", "launch", "--config_file", str(config), "--num_processes", str(GPUS),
             "-m", "endprompt")  # fmt: skip
 

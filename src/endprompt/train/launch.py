@@ -24,6 +24,8 @@ from endprompt.recipe import Recipe, read_yaml
 
 STARTED_HERE = "ENDPROMPT_RANK"
 """Set in the environment of ranks that `run` started, which reports their errors."""
+SHIPPED = Path(__file__).parents[1] / "accelerate"
+"""Configs of Accelerate that ship."""
 ON_A_CPU = ("NO", "MULTI_CPU")
 """Types of a config that need no GPU."""
 AGENT = "torch.distributed.elastic"
