@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RETIRED = {
-    r"\bgo(es|ing)? on\b": "resume, continue",
+    r"\bgo(es|ing|ne)? on\b": "resume, continue",
     r"\bapart from each other\b|\b(tell|tells|telling|told)( \w+){0,2} apart\b": "distinguish; "
     "(not) significant",
     r"\bcan(no|')t be told\b": "is not significant",

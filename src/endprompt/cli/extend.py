@@ -100,7 +100,7 @@ def register(app: typer.Typer) -> None:
             False,
             "--dry-run",
             help="Check, prepare the text, and print the command of every job, for a scheduler; "
-            "without this option the same command takes up what they left.",
+            "without this option the same command continues from what they left.",
         ),
     ) -> None:
         """Extend a model's context window, and prove it.

@@ -91,8 +91,8 @@ def prepare(
 
     One txt or md file is one document, and so is each row of the other formats. Documents begin
     with a BOS where the tokenizer puts one, and end with its end-of-sequence token. Faulty rows
-    (empty, not UTF-8, ...) are left out and counted. Killed at any time, the same command goes
-    on, with the same result byte for byte. The folder is what `datasets.load_from_disk` loads.
+    (empty, not UTF-8, ...) are left out and counted. Killed at any time, the same command
+    resumes, with the same result byte for byte. The folder is what `datasets.load_from_disk` loads.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Sources -> a folder of tokenised documents that can be stopped anywhere and gone on with.
+"""Sources -> a folder of tokenised documents that can be stopped and resumed anywhere.
 
 Every part is written whole before the journal names it, and the journal says how many rows of
 each source lie in the parts so far. A run that was killed therefore resumes behind its last part

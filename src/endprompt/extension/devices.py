@@ -211,7 +211,7 @@ def require_startable(devices: Devices, waiting: int) -> None:
     if config.machines > 1:
         raise TrainingError(
             f"Accelerate config {config.path} names {config.machines} machines: --dry-run prints "
-            "the command of each job, and this command, given again, takes up what they left"
+            "the command of each job, and this command, given again, continues from what they left"
         )
     launch.require_devices(config.processes, len(devices.gpus), config)
 

@@ -78,8 +78,8 @@ def commands(request: Request, say: Say) -> list[tuple[jobs.Job, str]]:
     """The jobs of a run and their shell commands, in an order in which they can be run by hand.
 
     Text is prepared, recipes are written and untrained arms linked, for the commands to read. The
-    folder is claimed: `run`, given the same request, takes up what the commands left. Raises an
-    EndPromptError for everything that a user can cause.
+    folder is claimed: `run`, given the same request, continues from what the commands left. Raises
+    an EndPromptError for everything that a user can cause.
     """
     model = embedded.resolve(request.model)
     with claims.output(request.out, "extend", reads=[model, *request.text]) as held:

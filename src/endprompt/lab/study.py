@@ -1,4 +1,4 @@
-"""Every arm on every base: what is to be done, done in parallel, and gone on with after a kill.
+"""Every arm on every base: what is to be done, done in parallel, and resumed after a kill.
 
 One job is one base, or one arm on one base under one scaling. Its result is one JSON file under
 a name that holds a digest of all its settings: there whole, or not at all. A job whose file is
