@@ -43,7 +43,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, every amount a number or left to `plan`."""
+    """What the user asked for, every amount a number, or left to `prepare_run`."""
 
     model: str | None
     target: int
