@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from endprompt.cli.app import run
 from endprompt.cost.plan import SIZES
 from endprompt.errors import EndPromptError
 from endprompt.eval import ruler, untaught
@@ -54,6 +55,11 @@ def test_what_no_suite_can_be_asked_is_refused(
 ) -> None:
     with pytest.raises(EndPromptError, match=message):
         suites.parse(text, settings)
+
+
+def test_settings_without_suites_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["extend", "--eval-set", "samples=5"]) == 1
+    assert "--eval-set is for the suites of --eval: name them too" in capsys.readouterr().err
 
 
 def chosen(asked: tuple[RunSuite, ...] | None, model: str, **more: Any) -> list[RunSuite]:
