@@ -1,18 +1,25 @@
-"""What the guides say is there: errors, links, verbs, versions."""
+"""What the guides say is there: errors, links, commands, examples, versions."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import json
 import re
 import runpy
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+import typer
 import yaml
 
 from endprompt import __version__, errors
-from endprompt.cli.app import SECTIONS
+from endprompt.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,12 +56,74 @@ def test_links_between_documents_lead_somewhere(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-def test_verbs_in_the_guides_are_there() -> None:
-    known = {verb for verbs in SECTIONS.values() for verb in verbs}
-    for page in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
-            said = set(re.findall(r"^endprompt ([a-z]+)", block, re.MULTILINE))
-            assert said <= known, page.name
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of every command that the guides show whole."""
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("endprompt ") and "..." not in line and "[" not in line:
+                    yield page.name, shlex.split(line.partition(" | ")[0], comments=True)[1:]
+
+
+def test_commands_in_the_guides_have_the_options_that_they_show() -> None:
+    shown = list(commands())
+    assert len(shown) > 30
+    for page, words in shown:
+        command: Any = typer.main.get_command(app)
+        context = click.Context(command)
+        try:
+            while isinstance(command, click.Group) and words:
+                name, *words = words
+                found = command.get_command(context, name)
+                assert found is not None, f"{page}: {name}"
+                command, context = found, click.Context(found, parent=context)
+            command.make_parser(context).parse_args(words)
+        except click.UsageError as error:
+            pytest.fail(f"{page}: {command.name}: {error.format_message()}")
+
+
+def named(code: ast.Module) -> dict[str, Any]:
+    """What the imports of an example bind, of this package."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            found |= {
+                name.asname or name.name: importlib.import_module(name.name)
+                for name in node.names
+                if name.name.startswith("endprompt")
+            }
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("endprompt"):
+            inside = importlib.import_module(str(node.module))
+            for name in node.names:
+                if not hasattr(inside, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+                found[name.asname or name.name] = getattr(inside, name.name)
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()],
+                         ids=lambda page: page.name)  # fmt: skip
+def test_calls_in_python_examples_fit_the_functions(page: Path) -> None:
+    import endprompt
+
+    bound = 0
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        code = ast.parse(block)
+        known = {"endprompt": endprompt, **named(code)}
+        for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
+            root, *rest = ast.unparse(call.func).split(".")
+            if root not in known:
+                continue
+            function = known[root]
+            for part in rest:
+                function = getattr(function, part)
+            keywords = {word.arg: None for word in call.keywords if word.arg}
+            inspect.signature(function).bind(*call.args, **keywords)
+            bound += 1
+    assert bound
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
