@@ -103,9 +103,9 @@ by some tokens from those of a real one.
 `rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run
 stand between the segments of a row, and the tokens behind attend to them, so that an answer has to
 be found among as many keys as in a long text. The base reads that text once before training,
-`rows.gap_bank` tokens of it (at most {MOST_IN_BANK:,} unless set). Keys are kept without RoPE and turned to
-their positions in the row: one for each free position, or `rows.gap_keys` of them spread evenly.
-They have no gradient. The cost is that of attention to them, whose forward pass is made twice so
+`rows.gap_bank` tokens of it (at most {MOST_IN_BANK:,} unless set). Keys are kept without RoPE and
+turned to their positions in the row: one for each free position, or `rows.gap_keys` of them spread
+evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made twice so
 that no turned key is kept in memory; `endprompt plan` shows the bytes.
 
 | recipe | what it is | tokens a row | distances | share | far | cost |
