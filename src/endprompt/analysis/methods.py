@@ -105,8 +105,8 @@ stand between the segments of a row, and the tokens behind attend to them, so th
 be found among as many keys as in a long text. The base reads that text once before training,
 `rows.gap_bank` tokens of it (at most {MOST_IN_BANK:,} unless set). Keys are kept without RoPE and
 turned to their positions in the row: one for each free position, or `rows.gap_keys` of them spread
-evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made twice so
-that no turned key is kept in memory; `endprompt plan` shows the bytes.
+evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made
+twice so that no turned key is kept in memory; `endprompt plan` shows the bytes.
 
 | recipe | what it is | tokens a row | distances | share | far | cost |
 | --- | --- | --- | --- | --- | --- | --- |
