@@ -47,6 +47,11 @@ def reference(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return -logp.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
 
 
+def with_teacher(model: Any, batch: dict[str, torch.Tensor], teacher: loss.Teacher) -> loss.Losses:
+    columns = loss.aligned(batch)
+    return loss.aligned_loss(model, columns, loss.Labels.of(columns), teacher)
+
+
 @pytest.mark.parametrize("weights", ["many", "few"])
 @pytest.mark.parametrize("chunk", [4, 512])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -86,9 +91,16 @@ def test_a_sum_of_losses_keeps_its_digits_where_the_head_is_in_bf16() -> None:
     hidden, labels = torch.randn(999, 32).bfloat16(), torch.randint(0, 83, (999,))
     logits = hidden.float() @ head.weight.float().T
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    group = torch.arange(999) % 4
-    found = loss.group_losses(hidden, head, labels, None, group, 4)
-    expected = torch.stack([each[group == one].sum() for one in range(4)])
+    trained = loss.Labels.of(
+        {
+            "label_weights": torch.arange(999)[None] % 4 / 4 + 0.25,
+            "label_segments": torch.zeros(1, 999, dtype=torch.uint8),
+        }
+    )
+    found = loss.group_losses(
+        trained.pick(hidden[None]), head, labels[trained.index_N], None, trained
+    )
+    expected = torch.stack([each[one::4].sum() for one in range(4)])
     torch.testing.assert_close(found, expected, rtol=3e-4, atol=0)
 
 
@@ -143,7 +155,7 @@ def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
 
-    found = loss.aligned_loss(model, loss.aligned(batch), loss.Teacher(base))
+    found = with_teacher(model, batch, loss.Teacher(base))
     found.weighted.backward()
 
     assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -178,7 +190,7 @@ def test_a_view_with_jumps_is_held_to_one_without_in_either_direction(
     model.zero_grad()
 
     teaching = loss.Teacher(None if own else teacher, reverse)
-    found = loss.aligned_loss(model, loss.aligned(batch), teaching)
+    found = with_teacher(model, batch, teaching)
     found.weighted.backward()
 
     assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)

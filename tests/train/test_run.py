@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import traceback
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerState
 
 from endprompt import recipe
@@ -297,6 +300,55 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
         run.train(a_recipe(), model=str(tiny), documents=documents, target=TARGET, out=tmp_path)
     assert not (tmp_path / "model").exists()
     assert checkpoints.last_whole(tmp_path / "checkpoints") is not None
+
+
+WAITS = {
+    torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select,
+    torch.ops.aten.bincount, torch.ops.aten.unique_dim, torch.ops.aten._unique2,
+}  # fmt: skip
+"""Operations whose result's shape or value the host needs: on a GPU, it waits for all before."""
+
+
+class WaitsOfAPass(TorchDispatchMode):
+    """Counts, by function, what would make the host wait for a GPU inside training steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        by_mask = func.overloadpacket is torch.ops.aten.index and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or func.overloadpacket in WAITS:
+            stack = traceback.extract_stack()
+            if any(frame.name == "training_step" for frame in stack):
+                known = [
+                    f.name
+                    for f in stack
+                    if {"endprompt", "transformers"} & {*Path(f.filename).parts}
+                ]
+                self.found[known[-1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("teaching", "readers"), [("text", 1), ("base", 2)])
+def test_a_gpu_is_waited_for_once_a_step_and_not_in_every_pass(
+    teaching: str, readers: int, tiny: Path, documents: TokenDocuments, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(run, "TOKENS_AT_ONCE", 128)
+    changes = {"training.tokens_per_step": 512, "training.tokens": 512 * 3}
+    changes["training.prefix_loss"] = teaching
+    with WaitsOfAPass() as waits:
+        run.train(
+            a_recipe(**changes), model=str(tiny), documents=documents, target=TARGET, out=tmp_path
+        )
+    # Transformers asks in every pass whether a row is padded, as it does for its own Trainer
+    of_transformers = {"_ignore_causal_mask_sdpa": 12 * readers}
+    assert waits.found == {"_require_finite": 3, **of_transformers}
 
 
 def test_a_folder_of_another_run_is_refused(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +38,67 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """The labels of a batch that weigh something, in groups of one segment and weight.
+
+    Found on the host: a GPU that is asked which they are has to finish what it does first.
+    """
+
+    index_N: Tensor
+    """int64[N], places among the B * T labels, group by group."""
+    group_N: Tensor
+    """int64[N]."""
+    sizes: list[int]
+    """Labels of each group."""
+    sizes_G: Tensor
+    weights_G: Tensor
+    """float32[G] both."""
+    inside_2G: Tensor
+    """float32[2, G], 1 where a group lies in PREFIX, in TERMINAL."""
+
+    @classmethod
+    def of(cls, batch: dict[str, Tensor]) -> Labels:
+        """Those of the columns that `aligned` gave, on the batch's device."""
+        device = batch["label_weights"].device
+        columns = (batch["label_segments"], batch["label_weights"])
+        kinds = np.stack([column.cpu().numpy().ravel().astype(np.float32) for column in columns])
+        index = np.flatnonzero(kinds[1] > 0)
+        kinds, group, sizes = np.unique(
+            kinds[:, index], axis=1, return_inverse=True, return_counts=True
+        )
+        order = np.argsort(group.ravel(), kind="stable")
+        inside = np.stack([kinds[0] == segment for segment in (PREFIX, TERMINAL)])
+        found = cls(
+            torch.from_numpy(index[order]),
+            torch.from_numpy(group.ravel()[order]),
+            sizes.tolist(),
+            torch.from_numpy(sizes.astype(np.float32)),
+            torch.from_numpy(kinds[1]),
+            torch.from_numpy(inside.astype(np.float32)),
+        )
+        return found.to(device)
+
+    def to(self, device: torch.device) -> Labels:
+        """The same on another device."""
+        tensors = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return Labels(**{**vars(self), **tensors})
+
+    def pick(self, column_BT: Tensor) -> Tensor:
+        """[N, ...] of a column [B, T, ...]."""
+        return column_BT.flatten(0, 1).index_select(0, self.index_N)
+
+    def sums(self, losses: Tensor) -> Tensor:
+        """[..., G] of each group, from [..., N]."""
+        return losses.new_zeros(*losses.shape[:-1], len(self.sizes)).index_add(
+            -1, self.group_N, losses
+        )
+
+
+@dataclass(frozen=True)
 class Teacher:
     """What the prefix tokens are distilled from (Hinton et al. 2015).
 
@@ -57,7 +119,8 @@ def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
            segments uint8[B, T]. The first terminal token is predicted from the last prefix
            token, across the jump (paper, section 3.3).
     """
-    return aligned_loss(model, aligned(batch))
+    columns = aligned(batch)
+    return aligned_loss(model, columns, Labels.of(columns))
 
 
 def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,39 +143,29 @@ def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def aligned_loss(
     model: nn.Module,
     batch: dict[str, Tensor],
+    labels: Labels,
     teacher: Teacher | None = None,
     gaps: FilledGaps | None = None,
 ) -> Losses:
     """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
 
+    labels   the labels of `batch` that weigh something
     teacher  what prefix tokens are distilled from
     gaps     what stands in the gaps of the model's rows; the teacher's have none
     """
-    weights_BT = batch["label_weights"]
-    trained_BT = weights_BT > 0
-    kinds_N2 = torch.stack([batch["label_segments"].to(weights_BT), weights_BT], -1)[trained_BT]
-    kinds_G2, group_N, counts_G = torch.unique(
-        kinds_N2, dim=0, return_inverse=True, return_counts=True
-    )
     bare: Any = getattr(model, "module", model)
     with router.logits_of(bare) as logits:
         teacher_NH = None
         if teacher is not None:
-            teacher_NH = teacher_hidden(teacher.model or model, batch)[trained_BT]
+            teacher_NH = labels.pick(teacher_hidden(teacher.model or model, batch))
         with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
-            sums_G, plain_G = _losses_inside(
-                model, batch, trained_BT, group_N, len(kinds_G2), teacher, teacher_NH
-            )
+            sums_G, plain_G = _losses_inside(model, batch, labels, teacher, teacher_NH)
     balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
-    segments_G, weights_G = kinds_G2.to(sums_G).unbind(-1)
-    with torch.no_grad():
-        by_segment = torch.stack(
-            [
-                torch.stack([part_G[segments_G == segment].sum() for part_G in (plain_G, counts_G)])
-                for segment in (PREFIX, TERMINAL)
-            ]
-        )
-    return Losses((sums_G * weights_G).sum(), (counts_G * weights_G).sum(), by_segment, balance)
+    sizes_G, weights_G = labels.sizes_G, labels.weights_G
+    by_segment = torch.stack(
+        [(labels.inside_2G * part_G.detach()).sum(-1) for part_G in (plain_G, sizes_G)], -1
+    )
+    return Losses((sums_G * weights_G).sum(), (sizes_G * weights_G).sum(), by_segment, balance)
 
 
 def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -129,9 +182,7 @@ def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def _losses_inside(
     model: nn.Module,
     batch: dict[str, Tensor],
-    trained_BT: Tensor,
-    group_N: Tensor,
-    groups: int,
+    labels: Labels,
     teacher: Teacher | None,
     teacher_NH: Tensor | None,
 ) -> Tensor:
@@ -143,16 +194,16 @@ def _losses_inside(
     """
     bare: Any = getattr(model, "module", model)
     head = bare.get_output_embeddings()
-    labels_N = batch["labels"][trained_BT]
+    labels_N = labels.pick(batch["labels"])
     scale = _logit_scale(bare.config)
     with _without_logit_changes(bare.config) as cap:
 
         def losses(hidden_BTH: Tensor) -> Tensor:
-            hidden_NH = hidden_BTH[trained_BT]
+            hidden_NH = labels.pick(hidden_BTH)
             if scale != 1:
                 hidden_NH = hidden_NH * scale
             if teacher is None or teacher_NH is None:
-                sums_G = group_losses(hidden_NH, head, labels_N, cap, group_N, groups)
+                sums_G = group_losses(hidden_NH, head, labels_N, cap, labels)
                 found_2G = torch.stack([sums_G, sums_G.detach()])
             else:
                 distilled_2N = teacher_losses(
@@ -163,9 +214,9 @@ def _losses_inside(
                     teacher_NH,
                     (teacher.model or bare).get_output_embeddings(),
                     teacher,
-                    batch["label_segments"][trained_BT] == PREFIX,
+                    labels.pick(batch["label_segments"]) == PREFIX,
                 )
-                found_2G = distilled_2N.new_zeros(2, groups).index_add(1, group_N, distilled_2N)
+                found_2G = labels.sums(distilled_2N)
             # the family scales what its head gives, and here that is losses
             return found_2G if scale == 1 else found_2G / scale
 
@@ -207,12 +258,7 @@ def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def group_losses(
-    hidden_NH: Tensor,
-    head: nn.Linear,
-    labels_N: Tensor,
-    cap: float | None,
-    group_N: Tensor,
-    groups: int,
+    hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None, labels: Labels
 ) -> Tensor:
     """Cross-entropy float[G] in nats, summed over the labels of each group.
 
@@ -221,13 +267,10 @@ def group_losses(
     sharding holds in bf16 would round each sum to three digits, so that it goes by tokens too.
     """
     narrow = torch.finfo(head.weight.dtype).bits < 32
-    if narrow or cap is not None or not 0 < groups <= SUMS:
-        losses_N = token_losses(hidden_NH, head, labels_N, cap)
-        return losses_N.new_zeros(groups).index_add(0, group_N, losses_N)
-    parts = [group_N == group for group in range(groups)]
-    return torch.stack(
-        [_cross_entropy(hidden_NH[part], head, labels_N[part], "sum") for part in parts]
-    )
+    if narrow or cap is not None or not 0 < len(labels.sizes) <= SUMS:
+        return labels.sums(token_losses(hidden_NH, head, labels_N, cap))
+    groups = zip(hidden_NH.split(labels.sizes), labels_N.split(labels.sizes), strict=True)
+    return torch.stack([_cross_entropy(hidden, head, each, "sum") for hidden, each in groups])
 
 
 def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None) -> Tensor:

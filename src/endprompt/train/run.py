@@ -43,7 +43,7 @@ from endprompt.train import (
     gaps,
     position_check,
 )
-from endprompt.train.loss import Teacher, aligned, aligned_loss
+from endprompt.train.loss import Labels, Teacher, aligned, aligned_loss
 
 Progress = Callable[[dict[str, Any]], None]
 RESULT = "train.json"
@@ -386,7 +386,8 @@ class RowTrainer(Trainer):
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
         self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
         self._segments: torch.Tensor | None = None
-        self._by_segment = torch.zeros(2, 2)
+        self._loss = torch.zeros((), device=self.args.device)
+        self._by_segment = torch.zeros(2, 2, device=self.args.device)
         self._squares = torch.zeros(2, device=self.args.device)
         network: Any = self.model
         head = network.get_output_embeddings()
@@ -403,13 +404,19 @@ class RowTrainer(Trainer):
         def add(gradient_BTH: torch.Tensor) -> None:
             squares_BT = gradient_BTH.float().square().sum(-1)
             for segment in (PREFIX, TERMINAL):
-                self._squares[segment] += squares_BT[segments_BT == segment].sum()
+                self._squares[segment] += (squares_BT * (segments_BT == segment)).sum()
 
         hidden_BTH.register_hook(add)
 
     @property
     def _rows_per_step(self) -> int:
         return self.get_total_train_batch_size(self.args)
+
+    def get_train_dataloader(self) -> Any:
+        """Batches on the host, where it costs no wait to find which labels are trained."""
+        loader = super().get_train_dataloader()
+        loader.device = None
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset
@@ -421,7 +428,7 @@ class RowTrainer(Trainer):
             (batch["loss_weights"][:, 1:] * batch["attention_mask"][:, 1:]).sum()
             for batch in batch_samples
         ]
-        total = torch.stack(parts).sum().to(device)
+        total = torch.stack(parts).sum().to(device, non_blocking=True)
         if self.args.world_size > 1:
             total = self.accelerator.gather(total).sum() / context_parallel.ranks_of_a_row()
         return total
@@ -432,16 +439,36 @@ class RowTrainer(Trainer):
         """One pass over rows whose columns can be cut by now."""
         return super().training_step(model, aligned(inputs), num_items_in_batch)
 
+    def _require_finite(self) -> None:
+        """Raise TrainingError on all ranks if a loss of this step is not finite on one of them.
+
+        Once a step, before the last backward pass: DeepSpeed updates the weights within it.
+        """
+        loss = self.accelerator.reduce(self._loss, "mean").item()
+        self._loss.zero_()
+        if not math.isfinite(loss):
+            step, rows = self.state.global_step, self._rows_per_step
+            raise TrainingError(
+                f"loss is {loss} at step {step + 1} (rows {step * rows} to "
+                f"{(step + 1) * rows - 1}); the weights are those of step {step}: "
+                f"lower training.learning_rate or look at these rows"
+            )
+
     def _prepare_context_parallel_inputs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Cut all columns of a row among its ranks: the Trainer knows of its own only."""
         ranks = context_parallel.ranks_of_a_row()
         if ranks == 1:
             return contextlib.nullcontext, inputs
-        return context_parallel.split_row(self.accelerator, inputs, ranks)
+        return context_parallel.split_row(self.accelerator, self._on_device(inputs), ranks)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Columns as they are: for DeepSpeed the Trainer would round loss weights to bf16."""
-        return {name: column.to(self.args.device) for name, column in inputs.items()}
+        labels = Labels.of(inputs).to(self.args.device)
+        return self._on_device(inputs) | {"trained": labels}
+
+    def _on_device(self, columns: dict[str, torch.Tensor]) -> dict[str, Any]:
+        device = self.args.device
+        return {name: column.to(device, non_blocking=True) for name, column in columns.items()}
 
     def compute_loss(
         self,
@@ -451,24 +478,21 @@ class RowTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Weighted mean over the step; ranks are averaged later, hence the factor."""
-        self._segments = inputs["label_segments"]
+        columns = dict(inputs)
+        labels = columns.pop("trained")
+        self._segments = columns["label_segments"]
         try:
-            losses = aligned_loss(model, inputs, self._teacher, self._gaps)
+            losses = aligned_loss(model, columns, labels, self._teacher, self._gaps)
         finally:
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch
         loss = losses.weighted / total.clamp_min(1e-8) * self.args.world_size
         if losses.balance is not None:
             loss = loss + losses.balance / self.args.gradient_accumulation_steps
-        if not torch.isfinite(loss):
-            step = self.state.global_step
-            rows = self._rows_per_step
-            raise TrainingError(
-                f"loss is {loss.item()} at step {step + 1} (rows {step * rows} to "
-                f"{(step + 1) * rows - 1}); the weights are those of step {step}: "
-                f"lower training.learning_rate or look at these rows"
-            )
-        self._by_segment += losses.by_segment.cpu()
+        self._loss += loss.detach()
+        self._by_segment += losses.by_segment
+        if self.accelerator.sync_gradients:
+            self._require_finite()
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -481,7 +505,7 @@ class RowTrainer(Trainer):
         if "loss" in logs:
             sums, squares = self._by_segment, self._squares
             if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+                sums = self.accelerator.reduce(sums, "sum")
                 squares = self.accelerator.reduce(squares, "sum")
             for name, (total, tokens) in zip(
                 ("prefix_loss", "terminal_loss"), sums[[PREFIX, TERMINAL]].tolist(), strict=True
@@ -499,8 +523,8 @@ class RowTrainer(Trainer):
             )
             self._squares.zero_()
             self._report_spike(logs["loss"])
+            self._by_segment.zero_()
             self._began = now
-            self._by_segment = torch.zeros(2, 2)
             logs = {key: value for key, value in logs.items() if not math.isnan(value)}
         super().log(logs, start_time)
 
