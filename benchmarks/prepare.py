@@ -169,7 +169,7 @@ def rows_per_second(folder: Path, tokenizer: Any) -> dict[str, float]:
 
     documents = open_documents(folder)
     found = {}
-    for name in ("endprompt", "recall-pose"):
+    for name in ("endprompt", "recall-anchors"):
         for tokens in (1024, 8192):
             rows = load(name).rows.model_copy(update={"tokens": tokens, "pack": "stream"})
             source = RowSource(

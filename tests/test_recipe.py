@@ -15,11 +15,12 @@ from endprompt import rope
 from endprompt.cost import flops
 from endprompt.errors import RecipeError
 from endprompt.recipe import Kind, Recipe
+from tiny_checkpoint import RECALL_POSE
 
 DESIGN = {
     "none", "pi", "short", "short-recall", "endprompt", "endprompt-random", "endprompt-split",
-    "endprompt-pose", "pose", "cream", "longrecipe", "recall", "recall-pose", "full", "lceg-pi",
-    "lceg-ntk", "lceg-yarn", "longlora", "longlora-full",
+    "endprompt-pose", "pose", "cream", "longrecipe", "recall-anchors", "distilled-anchors",
+    "continuation", "full", "lceg-pi", "lceg-ntk", "lceg-yarn", "longlora", "longlora-full",
 }  # fmt: skip
 AT_TARGET = {"full", "lceg-pi", "lceg-ntk", "lceg-yarn", "longlora", "longlora-full"}
 
@@ -96,7 +97,7 @@ def test_faults_are_named_with_their_key(override: dict, message: str) -> None:
 
 
 def test_a_place_in_a_list_is_set_as_a_whole() -> None:
-    changed = recipes.load("recall-pose").replace({"rows.kinds.1": {"share": 0.5}})
+    changed = recipes.load(RECALL_POSE).replace({"rows.kinds.1": {"share": 0.5}})
     assert changed.rows.kinds[1] == Kind(share=0.5)
 
 
@@ -199,7 +200,7 @@ def test_hash_changes_with_any_setting_and_only_then() -> None:
 
 
 def test_controls_differ_in_what_they_control_for() -> None:
-    recall = recipes.load("recall-pose")
+    recall = recipes.load(RECALL_POSE)
     assert recall.plain().rows.kinds == (Kind(),)
     assert recall.plain().rope == recall.rope
     still = recall.without_jump()
@@ -239,12 +240,11 @@ def test_a_step_that_is_no_whole_number_of_rows_is_refused() -> None:
 
 
 def test_mixtures_take_the_rows_of_each_and_the_training_of_the_first() -> None:
-    mixed = recipes.load("0.75pose+0.25recall-pose")
-    shares = [kind.share for kind in mixed.rows.kinds]
-    assert shares == [0.75, 0.125, 0.125]
+    mixed = recipes.load("0.75pose+0.25recall-anchors")
+    assert [kind.share for kind in mixed.rows.kinds] == [0.75, 0.25]
     assert mixed.rope == recipes.load("pose").rope
     assert mixed.rows.kinds[0].prefix.layout == "pose"
-    equal: Recipe = recipes.load("pose+recall+short")
+    equal: Recipe = recipes.load("pose+continuation+short")
     assert [kind.share for kind in equal.rows.kinds] == pytest.approx([1 / 3] * 3)
 
 
@@ -253,9 +253,9 @@ def test_mixtures_take_the_rows_of_each_and_the_training_of_the_first() -> None:
     [
         ("pose+full", "'full' has no rows of the length of 'pose'"),
         ("pose+none", "'none' has no rows"),
-        ("0.8pose+0.3recall", "add up to 1.1, not 1"),
-        ("pose+reca", r"unknown method 'reca' \(did you mean 'recall'\?\)"),
-        ("pose+2*recall", r"write pose\+recall or 0.8pose\+0.2recall"),
+        ("0.8pose+0.3cream", "add up to 1.1, not 1"),
+        ("pose+crea", r"unknown method 'crea' \(did you mean 'cream'\?\)"),
+        ("pose+2*cream", r"write pose\+cream or 0.8pose\+0.2cream"),
     ],
 )
 def test_mixtures_that_cannot_be_made_are_refused(name: str, message: str) -> None:
@@ -273,7 +273,7 @@ def test_mixtures_that_cannot_be_made_are_refused(name: str, message: str) -> No
     ],
 )
 def test_a_renamed_key_is_read_with_a_warning(earlier: str, now: str, value: object) -> None:
-    recipe = recipes.load("recall")
+    recipe = recipes.load("recall-anchors")
     with pytest.warns(FutureWarning, match=now.rpartition(".")[2]):
         assert recipe.replace({earlier: value}) == recipe.replace({now: value})
 

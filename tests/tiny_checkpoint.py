@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 WINDOW = 128
+RECALL_POSE = Path(__file__).parent / "recipes" / "recall-pose.yaml"
+"""A recipe of two kinds of rows."""
 WORDS = (
     "the river ran past old stone mills where people met to trade grain and cloth before winter "
     "closed the road and long nights came down from the hills to the town"
@@ -60,7 +62,7 @@ def save_run(folder: Path, base: Path, scaling: str, target: int) -> Path:
     from endprompt import recipe as recipes
     from endprompt.models import checkpoint as models
 
-    recipe = recipes.load("recall-pose").replace({"rope.scaling": scaling})
+    recipe = recipes.load(RECALL_POSE).replace({"rope.scaling": scaling})
     recipe = recipe.resolve(window=WINDOW, target=target, gpu=False)
     network = models.load(str(base), models.scaled_config(str(base), recipe, target))
     models.save(network, models.load_tokenizer(str(base)), folder / "model", target)

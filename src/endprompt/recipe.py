@@ -325,11 +325,19 @@ class Amounts(NamedTuple):
         return at_once, rows // at_once
 
 
+FIRST = ("recall-anchors", "distilled-anchors", "continuation")
+"""Recipes of ours, the default in front."""
+WORDS = {"summary", "choose", "source", "departs"}
+"""Keys of a recipe that are no settings."""
+
+
 class Recipe(Settings):
     """All settings of a method."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
     summary: str = ""
+    choose: str = ""
+    """When to choose it."""
     source: str = ""
     departs: str = ""
     """Where the recipe leaves its source, or nothing."""
@@ -358,7 +366,7 @@ class Recipe(Settings):
 
     def hash(self) -> str:
         """Hex digest of every setting but the words about them: equal hashes make equal runs."""
-        settings = self.digested(exclude={"summary", "source", "departs"})
+        settings = self.digested(exclude=WORDS)
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -538,14 +546,15 @@ def _as_before(value: Any) -> Any:
 
 
 def names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    """Names of the shipped recipes; in front, those that a user should think of first."""
+    rest = {path.stem for path in SHIPPED.glob("*.yaml")}.difference(FIRST)
+    return [*FIRST, *sorted(rest)]
 
 
 def load(name: str | Path) -> Recipe:
     """A shipped recipe by name, or one of the user's own by the path of its YAML file.
 
-    `pose+recall` mixes the rows of several in equal parts, `0.8pose+0.2recall` in others; RoPE
+    `pose+cream` mixes the rows of several in equal parts, `0.8pose+0.2cream` in others; RoPE
     and training are the first one's.
 
     Raises RecipeError for an unknown name (with the nearest), a broken file, an unknown key.
@@ -587,7 +596,7 @@ def _mixture(name: str) -> Recipe:
     parts = name.split("+")
     matches = [re.fullmatch(r"(\d*\.?\d+)?([a-z][a-z0-9-]*)", part) for part in parts]
     if not all(matches):
-        raise RecipeError(f"mixture {name!r}: write pose+recall or 0.8pose+0.2recall")
+        raise RecipeError(f"mixture {name!r}: write pose+cream or 0.8pose+0.2cream")
     shares = [float(part[1] or 1 / len(parts)) for part in matches if part]
     recipes = [load(part[2]) for part in matches if part]
     first = recipes[0]
@@ -601,7 +610,7 @@ def _mixture(name: str) -> Recipe:
         for share, recipe in zip(shares, recipes, strict=True)
         for kind in recipe.rows.kinds
     ]
-    values = first.model_dump(exclude={"departs", "rows"})
+    values = first.model_dump(exclude={"choose", "departs", "rows"})
     values |= {
         "name": name,
         "summary": "; ".join(

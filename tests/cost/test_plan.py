@@ -306,7 +306,8 @@ def test_command_refuses_a_target_inside_the_window(
 
 
 def test_a_plan_says_what_fills_gaps_and_what_it_takes() -> None:
-    chosen, h100 = recipe.load("filled-anchors"), plan.machine("h100")
+    chosen = recipe.load("recall-anchors").replace({"rows.gaps": "filled"})
+    h100 = plan.machine("h100")
     emptied = chosen.replace({"rows.gaps": "empty"})
     filled = plan.line(chosen, LLAMA, h100, window=8192, target=65536)
     empty = plan.line(emptied, LLAMA, h100, window=8192, target=65536)

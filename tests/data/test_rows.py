@@ -99,7 +99,7 @@ def test_a_row_does_not_depend_on_what_was_asked_before(indices: list[int], name
     assert same(used[indices[0]], fresh[indices[0]])
 
 
-@pytest.mark.parametrize("name", ["recall-pose", "longrecipe"])
+@pytest.mark.parametrize("name", ["recall-anchors", "longrecipe"])
 def test_rows_are_the_same_whatever_the_batch_size_and_the_workers(name: str) -> None:
     def ids(batch_size: int, workers: int) -> torch.Tensor:
         loader = DataLoader(

@@ -8,6 +8,7 @@ from endprompt.lab import arms
 from endprompt.lab.arms import Regime
 from endprompt.lab.model import Base
 from endprompt.lab.study import Study
+from tiny_checkpoint import RECALL_POSE
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +19,5 @@ def regime() -> Regime:
 
 @pytest.fixture(scope="session")
 def toy(regime: Regime) -> Study:
-    recipes = tuple(arms.load(name) for name in ("short", "pose", "recall-pose"))
+    recipes = tuple(arms.load(name) for name in ("short", "pose", str(RECALL_POSE)))
     return Study(recipes, scalings=("pi",), factors=(2,), seeds=(100, 101), regime=regime)

@@ -12,7 +12,7 @@ from endprompt.lab.arms import Regime
 
 
 @pytest.mark.parametrize("scaling", arms.SCALINGS)
-@pytest.mark.parametrize("name", [*arms.STANDARD, "cream", "longrecipe", "longlora", "pose+recall"])
+@pytest.mark.parametrize("name", [*arms.STANDARD, "cream", "longrecipe", "longlora", "pose+cream"])
 def test_every_recipe_becomes_an_arm(name: str, scaling: str) -> None:
     regime = Regime()
     found = arms.adapt(arms.load(name), regime, scaling, factor=8, seed=3)

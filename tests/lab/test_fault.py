@@ -17,6 +17,7 @@ from endprompt.lab.arms import Regime
 from endprompt.lab.summary import groups, sentences
 from endprompt.models import checkpoint as models
 from endprompt.train import position_check
+from tiny_checkpoint import RECALL_POSE
 
 BASE = Path(__file__).parent / "base"
 REGIME = Regime(steps={"yarn": 60}, learning_rate={"yarn": 2e-3}, examinations=12)
@@ -41,11 +42,11 @@ def without_mask(load: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def results() -> list[dict[str, Any]]:
-    found = [result(name, seed) for seed in (0, 1) for name in ("short", "recall-pose")]
+    found = [result(name, seed) for seed in (0, 1) for name in ("short", str(RECALL_POSE))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load", without_mask(models.load))
         patch.setattr(position_check, "require", lambda checks: None)
-        found += [result("recall-pose", seed) | {"arm": "unmasked"} for seed in (0, 1)]
+        found += [result(str(RECALL_POSE), seed) | {"arm": "unmasked"} for seed in (0, 1)]
     return found
 
 

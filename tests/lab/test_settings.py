@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from endprompt import recipe as recipes
 from endprompt.lab import arms
 from endprompt.lab.arms import Regime
-from endprompt.recipe import Recipe
+from endprompt.recipe import WORDS, Recipe
 
 BASE: dict[str, Any] = {
     "name": "mine",
@@ -40,7 +40,7 @@ OTHER = {
     "training.attention": "shifted",
 }
 """Values other than the default, where the type alone does not give one."""
-NO_SETTING = {"name", "summary", "source", "departs"}
+NO_SETTING = {"name", *WORDS}
 
 
 def leaves(model: type[BaseModel], path: str = "") -> dict[str, FieldInfo]:

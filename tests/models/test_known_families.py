@@ -35,7 +35,7 @@ def extended(name: str, **changes: Any) -> tuple[Any, families.Family, rope.Para
     """A tiny model of a family with the RoPE that an extension by 2 gives it."""
     config = tiny_known(name, **changes)
     family = families.read(config)
-    recipe = recipes.load("recall").replace({"rope.scaling": family.suited("yarn")})
+    recipe = recipes.load("recall-anchors").replace({"rope.scaling": family.suited("yarn")})
     wanted = checkpoint.scaled_parameters(family, recipe, TARGET)
     config = families.scaled_config(config, wanted, family.base, TARGET)
     torch.manual_seed(0)

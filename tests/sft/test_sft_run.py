@@ -19,6 +19,7 @@ from endprompt.io.files import sha256_file
 from endprompt.models import checkpoint as models
 from endprompt.sft import record, run
 from endprompt.sft.settings import Tuning, load
+from tiny_checkpoint import RECALL_POSE
 
 TARGET = 512
 FEW: dict[str, Any] = {
@@ -31,7 +32,7 @@ FEW: dict[str, Any] = {
 def extended(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with YaRN and a window of 512, as a run saves it."""
     folder = tmp_path_factory.mktemp("extended") / "model"
-    recipe = recipes.load("recall-pose").replace({"rope.scaling": "yarn"})
+    recipe = recipes.load(RECALL_POSE).replace({"rope.scaling": "yarn"})
     config = models.scaled_config(str(tiny), recipe, TARGET)
     network, tokenizer = models.load(str(tiny), config), models.load_tokenizer(str(tiny))
     models.save(network, tokenizer, folder, TARGET)

@@ -30,7 +30,8 @@ def main(orders: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
     rng = np.random.default_rng(0)
     documents = TokenDocuments.from_arrays([rng.integers(0, 256, n) for n in (3000, 1500)])
-    chosen = recipe.load("recall-pose").replace(orders["settings"])
+    yaml = Path(__file__).parents[1] / "recipes" / "recall-pose.yaml"
+    chosen = recipe.load(yaml).replace(orders["settings"])
     chosen = chosen.resolve(window=128, target=TARGET, gpu=False)
     out = Path(orders["out"])
     seen: list[list[int]] = []

@@ -32,6 +32,7 @@ from endprompt.train.loss import hidden_states
 from tiny_families import EXTENDED, tiny_known_model, tiny_model
 
 TARGET = 96
+FILLED = recipe.load("recall-anchors").replace({"rows.gaps": "filled"})
 KEPT = np.r_[0:20, 44:50, 77:96]
 """A row of three segments, cut out of a text of TARGET tokens."""
 YARN = {
@@ -269,7 +270,7 @@ def test_filled_rows_are_those_with_empty_gaps_and_keys_beside_them(tiny: Path) 
     rng = np.random.default_rng(0)
     documents = TokenDocuments.from_arrays([rng.integers(0, 256, 3000)])
     cues = CueWriter(models.load_tokenizer(str(tiny)))
-    chosen = recipe.load("filled-anchors").replace({"rows.tokens": 128})
+    chosen = FILLED.replace({"rows.tokens": 128})
     empty = chosen.replace({"rows.gaps": "empty"})
     sources = [
         RowSource(documents, one.rows, cues, target=512, seed=1, count=8) for one in (chosen, empty)
@@ -300,11 +301,11 @@ def test_one_stretch_of_text_cannot_fill_gaps() -> None:
 )
 def test_settings_that_hide_gaps_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        recipe.load("filled-anchors").replace(changes)
+        FILLED.replace(changes)
 
 
 def test_rows_past_the_window_are_refused() -> None:
-    chosen = recipe.load("filled-anchors").replace({"rows.tokens": 256})
+    chosen = FILLED.replace({"rows.tokens": 256})
     with pytest.raises(RecipeError, match="past the window of 128"):
         chosen.resolve(window=128, target=1024, gpu=False)
 
@@ -317,7 +318,7 @@ def test_training_with_filled_gaps_resumes_bit_for_bit(tiny: Path, tmp_path: Pat
     rng = np.random.default_rng(0)
     documents = TokenDocuments.from_arrays([rng.integers(0, 256, n) for n in (3000, 1500)])
     chosen = (
-        recipe.load("filled-anchors")
+        FILLED
         .replace({
             "rows.kinds.0.terminal.recall": {"verbatim": 2, "cue_tokens": (4, 6),
                                              "answer_tokens": (4, 6)},

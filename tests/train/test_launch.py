@@ -18,6 +18,7 @@ import pytest
 from endprompt.errors import RecipeError
 from endprompt.io.files import sha256_file
 from endprompt.train import launch
+from tiny_checkpoint import RECALL_POSE
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,7 +99,7 @@ def words(tiny: Path, text: Path, endprompt: Run, tmp_path_factory: pytest.TempP
         "training.tokens": 128 * 2 * 40, "training.tokens_per_step": 256, "training.save_steps": 3,
     }  # fmt: skip
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["train", "recall-pose", "--model", tiny, "--data", data, "--to", "512", *sets,
+    return ["train", RECALL_POSE, "--model", tiny, "--data", data, "--to", "512", *sets,
             "--processes", "2"]  # fmt: skip
 
 

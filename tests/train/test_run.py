@@ -23,6 +23,7 @@ from endprompt.errors import OutputError, RecipeError, TextError, TrainingError
 from endprompt.io import claims, digests, files
 from endprompt.io.files import sha256_file
 from endprompt.train import checkpoints, run
+from tiny_checkpoint import RECALL_POSE
 
 TARGET = 512
 SAVE = "transformers.modeling_utils.safe_save_file"
@@ -41,7 +42,7 @@ LONG_QUOTE = {"verbatim": 1, "cue_tokens": (60, 60), "answer_tokens": (60, 60)}
 
 
 def a_recipe(**changes: Any) -> recipe.Recipe:
-    chosen = recipe.load("recall-pose").replace(SETTINGS | changes)
+    chosen = recipe.load(RECALL_POSE).replace(SETTINGS | changes)
     return chosen.resolve(window=128, target=TARGET, gpu=False)
 
 

@@ -85,8 +85,9 @@ def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: s
     )
     head = f"""# Methods
 
-Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`.
-`pose+recall` mixes the rows of two in equal parts, `0.8pose+0.2recall` in others.
+Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`. Those of this
+project come first: `{recipes.FIRST[0]}` is the default.
+`pose+cream` mixes the rows of two in equal parts, `0.8pose+0.2cream` in others.
 
 Made by `endprompt methods --markdown` for a window of {window:,} tokens, a target of {target:,}
 and {rows:,} rows of each recipe. *Distances* is the set of position
@@ -108,11 +109,12 @@ turned to their positions in the row: one for each free position, or `rows.gap_k
 evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made
 twice so that no turned key is kept in memory; `endprompt plan` shows the bytes.
 
-| recipe | what it is | tokens a row | distances | share | far | cost |
-| --- | --- | --- | --- | --- | --- | --- |
+| recipe | what it is | when to choose it | tokens a row | distances | share | far | cost |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
     body = "".join(
-        f"| `{line.recipe.name}` | {line.recipe.summary} | {line.row_tokens:,} | "
+        f"| `{line.recipe.name}` | {line.recipe.summary} | {line.recipe.choose} | "
+        f"{line.row_tokens:,} | "
         f"{written(line.intervals) if line.recipe.trained else 'none trained'} | "
         f"{line.share:.1%} | {line.far:.1%} | {line.cost:.2f} |\n"
         for line in lines

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         arms: str = typer.Option(
             "",
             "--arms",
-            help="Methods by name, mixtures (pose+recall) and YAML files of your own, with commas "
+            help="Methods by name, mixtures (pose+cream) and YAML files of your own, with commas "
             "between; the standard set without it. Untrained bases are always there.",
         ),
         scaling: str = typer.Option(

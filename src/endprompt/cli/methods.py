@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             False, "--markdown", help="Print docs/methods.md: distances as intervals, sources."
         ),
     ) -> None:
-        """List every recipe: its distances and the cost of a step.
+        """List every recipe: when to choose it, its distances, the cost of a step.
 
         Share: part of the distances 1 .. TARGET-1 that occur in ROWS rows, counted from the
         sampler that trains. Far: part of all query-key pairs with a distance beyond the window.
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
             endprompt methods --to 32k
 
-            endprompt methods pose recall 0.8pose+0.2recall --window 2k --to 16k
+            endprompt methods pose cream 0.8pose+0.2cream --window 2k --to 16k
         """
         from rich.progress import track
 
@@ -91,9 +91,15 @@ def register(app: typer.Typer) -> None:
             )
             write(page)
             return
+        console = Console()
+        if not names:
+            first = Table("to begin with", "when to choose it", box=None, pad_edge=False)
+            for line in lines[: len(recipes.FIRST)]:
+                first.add_row(line.recipe.name, line.recipe.choose)
+            console.print(first, "", markup=False)
         table = Table("method", "share", "far", "cost", "what it is", box=None, pad_edge=False)
         for line in lines:
             trained = (f"{line.share:.1%}", f"{line.far:.1%}", f"{line.cost:.2f}")
             figures = trained if line.recipe.trained else ("-", "-", "-")
             table.add_row(line.recipe.name, *figures, line.recipe.summary)
-        Console().print(table, markup=False)
+        console.print(table, markup=False)

@@ -21,12 +21,8 @@ STANDARD = (
     "endprompt-split",
     "pose",
     "endprompt-pose",
-    "recall",
-    "recall-stratified",
-    "recall-pose",
     "recall-anchors",
     "distilled-anchors",
-    "recall-continuation",
     "continuation",
     "full",
 )

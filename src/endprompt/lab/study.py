@@ -25,7 +25,7 @@ from endprompt.lab import arms as lab_arms
 from endprompt.lab import model as bases
 from endprompt.lab.arms import Regime
 from endprompt.lab.language import Corpus
-from endprompt.recipe import Recipe
+from endprompt.recipe import WORDS, Recipe
 from endprompt.record import Base, LabResult
 
 FIRST_SEED = 100
@@ -79,9 +79,7 @@ class Study:
             {
                 "base": asdict(self.regime.base),
                 "questions": asdict(self.regime.questions(arm.factor)),
-                "recipe": arm.recipe.digested(
-                    exclude_defaults=True, exclude={"summary", "source", "departs"}
-                ),
+                "recipe": arm.recipe.digested(exclude_defaults=True, exclude=WORDS),
                 "arm": [arm.scaling, arm.factor, arm.seed],
             }
         )

@@ -21,7 +21,7 @@ from endprompt.compare.results import Result
 from endprompt.errors import EvaluationError
 from endprompt.io import files, records
 from endprompt.io.jobs import Job
-from endprompt.recipe import Recipe
+from endprompt.recipe import WORDS, Recipe
 from endprompt.record import Training
 from endprompt.study.definition import EVALUATIONS, SAMPLES, Arm, Measure, Scale, Study
 from endprompt.study.numbers import Measured, Place, Results
@@ -85,7 +85,7 @@ class Commands(Results):
 
     def folder(self, arm: Arm) -> str:
         """Name of the arm's folders: equal arms, equal names."""
-        settings = self.recipe(arm).digested(exclude={"name", "summary", "source", "departs"})
+        settings = self.recipe(arm).digested(exclude={"name", *WORDS})
         digest = files.sha256_of([SCALE, settings, self._target(arm), arm.model])
         return f"{arm.built().name}-{digest[:8]}"
 

@@ -26,7 +26,7 @@ from endprompt.compare.progress import Tally, Tell
 from endprompt.compare.results import Groups, Result
 from endprompt.errors import RecipeError, nearest
 from endprompt.io import digests, files, jobs, provenance, records
-from endprompt.recipe import Recipe
+from endprompt.recipe import WORDS, Recipe
 from endprompt.record import StudyArm, Training, Untaught, Window
 from endprompt.study.definition import (
     EVALUATIONS,
@@ -142,7 +142,7 @@ class Model(Results):
         recipe = self.recipe(unit.study, unit.arm, unit.seed)
         own = unit.study.real_model
         settings = [
-            recipe.digested(exclude={"name", "summary", "source", "departs"}),
+            recipe.digested(exclude={"name", *WORDS}),
             self._target(unit.arm),
             [unit.text, own.documents, own.needles, own.dtype, list(self._lengths(unit.arm))],
             self._digest["weights_digest"],
