@@ -63,7 +63,7 @@ def test_formats_hold_the_same_rows_and_datasets_reads_them(
 
 def test_labels_are_ignored_where_weights_are_zero(given: Given, tmp_path: Path) -> None:
     changed = {"rows.tokens": 128, "rows.kinds.0.terminal.recall": {"verbatim": 2}}
-    write_rows("recall", model=str(given.base), data=given.data, target=TARGET, count=4,
+    write_rows("recall-anchors", model=str(given.base), data=given.data, target=TARGET, count=4,
                out=tmp_path / "rows", overrides=changed)  # fmt: skip
     for row in datasets.load_from_disk(str(tmp_path / "rows")):
         assert -100 in row["labels"][1:]

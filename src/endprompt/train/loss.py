@@ -68,7 +68,7 @@ class Labels:
         )
         order = np.argsort(group.ravel(), kind="stable")
         inside = np.stack([kinds[0] == segment for segment in (PREFIX, TERMINAL)])
-        found = cls(
+        labels = cls(
             torch.from_numpy(index[order]),
             torch.from_numpy(group.ravel()[order]),
             sizes.tolist(),
@@ -76,7 +76,7 @@ class Labels:
             torch.from_numpy(kinds[1]),
             torch.from_numpy(inside.astype(np.float32)),
         )
-        return found.to(device)
+        return labels.to(device)
 
     def to(self, device: torch.device) -> Labels:
         """The same on another device."""
@@ -270,13 +270,13 @@ def group_losses(
     if narrow or cap is not None or not 0 < len(labels.sizes) <= SUMS:
         return labels.sums(token_losses(hidden_NH, head, labels_N, cap))
     groups = zip(hidden_NH.split(labels.sizes), labels_N.split(labels.sizes), strict=True)
-    return torch.stack([_cross_entropy(hidden, head, each, "sum") for hidden, each in groups])
+    return torch.stack([_cross_entropy(*group, head, "sum") for group in groups])
 
 
 def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None) -> Tensor:
     """Cross-entropy float[N] in nats of each label, from hidden states [N, H]."""
     if cap is None:
-        return _cross_entropy(hidden_NH, head, labels_N, "none")
+        return _cross_entropy(hidden_NH, labels_N, head, "none")
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(_logits(hidden, head, cap), labels, reduction="none")
@@ -323,7 +323,7 @@ def _logits(hidden_NH: Tensor, head: nn.Linear, cap: float | None) -> Tensor:
     return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
 
-def _cross_entropy(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, reduction: str) -> Tensor:
+def _cross_entropy(hidden_NH: Tensor, labels_N: Tensor, head: nn.Linear, reduction: str) -> Tensor:
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
     autocast = hidden_NH.is_cuda and torch.is_autocast_enabled("cuda")
     with tf32_matmuls() if autocast else contextlib.nullcontext():
