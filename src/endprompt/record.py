@@ -92,6 +92,15 @@ class Nats(Record):
     nll: float
 
 
+class Key(Record):
+    """A token before a length that gains from far context, and the loss on it."""
+
+    document: Count
+    length: Count
+    position: Count
+    nll: float
+
+
 class Bin(Record):
     """The loss of positions start .. end-1."""
 
@@ -101,7 +110,10 @@ class Bin(Record):
 
 
 class Window(Record):
-    """window.json: loss, needles and verbatim recall by length."""
+    """window.json: loss, needles and verbatim recall by length.
+
+    key_tokens  with their loss, where `key_search` says what looked for them
+    """
 
     remedy: ClassVar[str] = "evaluate again"
 
@@ -116,6 +128,8 @@ class Window(Record):
     curve: list[Bin]
     needles: list[Needle]
     quotes: list[Nats]
+    key_tokens: list[Key] = []
+    key_search: Json | None = None
 
 
 class Arm(Record):

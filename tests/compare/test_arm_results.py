@@ -8,7 +8,7 @@ import pytest
 from endprompt.compare import answers
 from endprompt.compare.progress import State, Tally
 from endprompt.compare.results import Result, Scores, joined
-from endprompt.record import Window
+from endprompt.record import Key, Window
 from endprompt.stats import Estimate
 
 RESULT = Result(
@@ -71,6 +71,14 @@ def test_a_window_check_gives_every_score_by_length_in_the_order_of_its_question
     assert asked["hits", 16] == [(0.75, 0.0), (0.25, 0.0)]
     assert [value for _, value in asked["recall", 16]] == [1.0]
     assert asked["needles", 8] == []
+    assert ("key-loss", 16) not in asked
+    keys = [{"document": 0, "length": 16, "position": n, "nll": n / 4} for n in (13, 14)]
+    searched = check.model_copy(
+        update={"key_tokens": [Key.model_validate(key) for key in keys], "key_search": {}}
+    )
+    asked = answers.of_window(searched)
+    assert [value for _, value in asked["key-loss", 16]] == [3.25, 3.5]
+    assert asked["key-loss", 8] == []
 
 
 def test_the_time_left_comes_from_what_took_how_long_so_far() -> None:

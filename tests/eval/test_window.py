@@ -11,6 +11,7 @@ from tiny_lm import tiny_engine, tiny_model, tiny_tokenizer
 
 from endprompt.errors import EvaluationError
 from endprompt.eval.engine import Coder, Context
+from endprompt.eval.key_tokens import KeyFinder, RecordedKeys
 from endprompt.eval.needle import (
     SNAP,
     keys_and_answers,
@@ -21,6 +22,8 @@ from endprompt.eval.needle import (
 )
 from endprompt.eval.perplexity import loss_by_position
 from endprompt.eval.window import WindowCheck, require_room, window_check
+from endprompt.io import records
+from endprompt.record import Window
 
 TEXT = "the old house stands near a river. people walk at night and find stones! is it so? yes. "
 
@@ -285,3 +288,71 @@ def test_what_cannot_be_asked_is_refused_from_the_tokenizer_alone(
     with pytest.raises(EvaluationError, match=said):
         require_room(coder, lengths, needles=needles)
     require_room(coder, [800, 2000], needles=2)
+
+
+LIMITS = {"gain": 0.05, "known": 6.5}
+"""A random model gains little from its context, and says nothing below 2 nats."""
+
+
+def key_places(model, ids, length: int, reads: int) -> list[int]:
+    """Key tokens of the last quarter of what is read, by a loop over them."""
+    whole, first = reference_nll(model, ids[length - reads : length]), length - reads // 4
+    context, step = reads // 8, reads // 8 // 4
+    found = []
+    for token in range(first, length):
+        start = first - context + (token - first) // step * step
+        short = reference_nll(model, ids[start : token + 1])[-1]
+        long = whole[token - (length - reads) - 1]
+        if short - long > LIMITS["gain"] and long < LIMITS["known"]:
+            found.append(token)
+    return found
+
+
+def test_key_tokens_are_found_inside_the_evaluators_window_and_scored_by_the_model(monkeypatch):
+    base, other = tiny_model(max_position_embeddings=384), tiny_model(seed=9)
+    finder = KeyFinder(tiny_engine(model=base, name="base"), **LIMITS)
+    engine, stacks = tiny_engine(model=other, chunk=70), []
+    monkeypatch.setattr(
+        "endprompt.eval.window.plant", lambda *given: stacks.append(plant(*given)) or stacks[-1]
+    )
+    asked = {"lengths": [320, 700], "needles": 1, "last": 50}
+    check = window_check(engine, [document(5)], keys=finder, **asked)
+    plain = window_check(engine, [document(5)], **asked)
+    assert check.losses == plain.losses
+    assert check.needles == plain.needles
+    assert check.key_search.evaluator == "base"
+    assert plain.key_search is None
+    stack = stacks[0]
+    nll_T = np.concatenate([[np.nan], reference_nll(other, stack.ids_T)])
+    for length, reads in ((320, 320), (700, 384)):
+        places = key_places(base, stack.ids_T, length, reads)
+        wanted = [place for place in places if stack.text_T[place]]
+        mine = [key for key in check.key_tokens if key.length == length]
+        assert len(wanted) > 3
+        assert [key.position for key in mine] == wanted
+        np.testing.assert_allclose([key.nll for key in mine], nll_T[wanted], atol=1e-3)
+    row = check.summary()[1]
+    assert row.key_tokens == len(mine)
+    assert row.key_loss == pytest.approx(np.mean([key.nll for key in mine]))
+
+
+def test_key_tokens_of_an_earlier_check_are_taken_for_the_same_texts_only(tmp_path):
+    finder = KeyFinder(tiny_engine(name="base"), **LIMITS)
+    asked = {"lengths": [400], "needles": 2, "last": 50}
+    first = window_check(tiny_engine(), [document(5)], keys=finder, **asked)
+    assert first.key_tokens
+
+    def recorded(check: WindowCheck) -> RecordedKeys:
+        (tmp_path / "window.json").write_text(check.model_dump_json())
+        return RecordedKeys(records.read(tmp_path / "window.json", Window), tmp_path)
+
+    other = tiny_engine(model=tiny_model(seed=9))
+    again = window_check(other, [document(5)], keys=recorded(first), **asked)
+    assert [key.position for key in again.key_tokens] == [key.position for key in first.key_tokens]
+    assert again.key_search == first.key_search
+    assert again.key_tokens != first.key_tokens
+    for changed in ({"seed": 3}, {"lengths": [400, 500]}):
+        with pytest.raises(EvaluationError, match="key tokens of other texts"):
+            window_check(other, [document(5)], keys=recorded(first), **{**asked, **changed})
+    with pytest.raises(EvaluationError, match="holds no key tokens"):
+        recorded(window_check(other, [document(5)], **asked))

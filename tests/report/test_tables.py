@@ -27,6 +27,20 @@ def test_every_arm_has_a_row_with_its_interval(run: dict[str, Any]) -> None:
     assert all(row[1].note.startswith("[") for row in table.rows)
 
 
+def test_loss_on_key_tokens_stands_beside_the_loss_where_it_was_asked(run: dict[str, Any]) -> None:
+    assert "key_loss_by_length" not in [table.name for table in tables.results(run)]
+    for n, arm in enumerate(run["arms"]):
+        values = [3.0 - 0.1 * n + 0.01 * k for k in range(20)]
+        cell = {"mean": float(sum(values) / 20), "values": values}
+        arm["evaluation"]["key_loss"] = {"8192": cell}
+    names = [table.name for table in tables.results(run)]
+    assert names[:2] == ["loss_by_length", "key_loss_by_length"]
+    compared = tables.compared(run)
+    assert compared is not None
+    said = [row for row in compared.rows if row[0].text.startswith("Loss on key tokens")]
+    assert [row[1].text for row in said] == ["8,192"] * (len(run["arms"]) - 1)
+
+
 def test_cost_sets_the_plan_beside_what_was_measured(run: dict[str, Any]) -> None:
     table = tables.costs(run)
     assert table is not None

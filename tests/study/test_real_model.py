@@ -189,6 +189,18 @@ def test_every_job_is_a_command_that_takes_its_words(name: str, wide: Path, tmp_
             command.make_context(job.name, asked)
 
 
+def test_a_study_of_key_tokens_has_the_model_find_them(wide: Path, book: Path, tmp_path: Path) -> None:
+    plain = small(book)
+    measure = plain.measures[0].model_copy(update={"benchmark": "key-loss"})
+    study = plain.model_copy(update={"measures": (measure,)})
+    one, other = (Model([each], str(wide), tmp_path, tmp_path) for each in (plain, study))
+    (job,) = [job for job in other.commands(other.units()[0]) if job.name.startswith("window")]
+    assert job.arguments[-2:] == ["--evaluator", str(wide)]
+    assert not {one.result(unit) for unit in one.units()} & {
+        other.result(unit) for unit in other.units()
+    }
+
+
 def test_texts_of_one_name_in_two_folders_are_two_runs(wide: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     one, other = (

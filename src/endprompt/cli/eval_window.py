@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from endprompt.cli import eval_screen as screen
 from endprompt.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from endprompt.eval.engine import Engine
+    from endprompt.eval.key_tokens import KeyFinder, RecordedKeys
+    from endprompt.eval.window import LengthSummary
 
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
@@ -23,6 +29,19 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             8, "--needles", help="Needles, and spans to recall verbatim, at each length."
         ),
         seed: int = typer.Option(0, "--seed", help="Decides everything drawn."),
+        evaluator: str = typer.Option(
+            "",
+            "--evaluator",
+            help="Also give the loss on key tokens: those that this model (the base) predicts much "
+            "better from all that it can read than from an eighth of that. It reads 2.25 times "
+            "its window, or the length, for each length.",
+        ),
+        keys: Path | None = typer.Option(
+            None,
+            "--keys",
+            help="In place of --evaluator: JSON of an `eval window --evaluator` of the same texts, "
+            "whose key tokens are taken at no cost.",
+        ),
         dtype: str = typer.Option("auto", "--dtype", help=screen.DTYPE),
         out: Path | None = typer.Option(None, "--json", help="Write every value here."),
         progress: Path | None = typer.Option(
@@ -62,6 +81,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             )
         tokenizer = load_tokenizer(embedded.resolve(model))
         require_room(Coder(tokenizer), wanted, needles=needles, seed=seed)
+        recorded = _recorded(keys, evaluator)
         began = time.perf_counter()
         engine = screen.load(model, dtype)
         check = window_check(
@@ -71,6 +91,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
             needles=needles,
             quotes=needles,
             seed=seed,
+            keys=recorded or _finder(engine, model, evaluator, dtype),
             progress=lambda done: tell(progress, done, 1.0),
         )
         if out is not None:
@@ -89,4 +110,34 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
                 f"  digits {line.digits_right:.2f} (by quarter, farthest first: "
                 + " ".join("-" if q is None else f"{q:.2f}" for q in line.digits_by_quarter)
                 + f")  exact match {line.hits:.2f}  verbatim recall {line.quote:.3f}"
+                + _key_loss(line)
             )
+
+
+def _recorded(keys: Path | None, evaluator: str) -> RecordedKeys | None:
+    from endprompt.errors import EvaluationError
+    from endprompt.eval.key_tokens import RecordedKeys
+    from endprompt.io import records
+    from endprompt.record import Window
+
+    if keys is None:
+        return None
+    if evaluator:
+        raise EvaluationError("--evaluator and --keys both say which tokens are key: give one")
+    return RecordedKeys(records.read(keys, Window), keys)
+
+
+def _finder(engine: Engine, model: str, evaluator: str, dtype: str) -> KeyFinder | None:
+    from endprompt.eval.key_tokens import KeyFinder, require_same_tokenizer
+
+    if not evaluator:
+        return None
+    judge = engine if evaluator == model else screen.load(evaluator, dtype)
+    require_same_tokenizer(engine, judge)
+    return KeyFinder(judge)
+
+
+def _key_loss(line: LengthSummary) -> str:
+    if line.key_loss is None:
+        return ""
+    return f"  key tokens {line.key_loss:.3f} ({line.key_tokens})"

@@ -68,6 +68,12 @@ def register(app: typer.Typer) -> None:
             min=1,
             help="Needles, and spans to recall verbatim, asked at each length.",
         ),
+        key_tokens: bool = typer.Option(
+            False,
+            "--key-tokens",
+            help="Also evaluate the loss on tokens that gain from far context within the base's "
+            "window. Finding them takes about two evaluations, once a run.",
+        ),
         eval_dtype: str = typer.Option("auto", "--eval-dtype", help=eval_screen.DTYPE),
         suites: str | None = typer.Option(
             None,
@@ -152,6 +158,7 @@ def register(app: typer.Typer) -> None:
             lengths=wanted,
             documents=documents,
             needles=needles,
+            key_tokens=key_tokens,
             eval_dtype=eval_dtype,
             chat=chat,
             command=provenance.command(),

@@ -12,7 +12,10 @@ UNTAUGHT = {"untaught/": "right", "untaught-loss/": "nll"}
 
 
 def of_window(window: Window) -> dict[tuple[str, int], Answers]:
-    """Losses, needles (nats per token, digit accuracy, exact match), recall of a window check."""
+    """Losses, needles (nats per token, digit accuracy, exact match), recall of a window check.
+
+    Also losses on key tokens, where they were looked for.
+    """
     answers: dict[tuple[str, int], Answers] = {}
     for length in window.lengths:
         needles = [needle for needle in window.needles if needle.length == length]
@@ -27,6 +30,10 @@ def of_window(window: Window) -> dict[tuple[str, int], Answers]:
             ("needles", length): [(needle.depth, needle.digits_right) for needle in needles],
             ("hits", length): [(needle.depth, float(needle.hit)) for needle in needles],
         }
+        if window.key_search is not None:
+            answers["key-loss", length] = [
+                (NO_DEPTH, key.nll) for key in window.key_tokens if key.length == length
+            ]
     return answers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -32,11 +32,12 @@ def window(
     needles: int,
     dtype: str,
     result: Path,
+    keys: Sequence[str] = (),
 ) -> list[str]:
-    """The window check on held-out text."""
+    """The window check on held-out text; keys: options that say which tokens are key."""
     return ["eval", "window", str(model), "--data", str(data), "--lengths", listed(lengths),
             "--documents", str(documents), "--needles", str(needles), "--dtype", dtype,
-            "--json", str(result)]  # fmt: skip
+            "--json", str(result), *keys]  # fmt: skip
 
 
 def suite(kind: str, model: Path, out: Path, lengths: Iterable[int], samples: int) -> list[str]:

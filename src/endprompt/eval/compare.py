@@ -21,6 +21,7 @@ WINDOW_METRICS: dict[str, tuple[str, ...]] = {
     "losses": ("nll",),
     "needles": ("nll", "nll_per_token", "digits_right", "hit"),
     "quotes": ("nll",),
+    "key_tokens": ("nll",),
 }
 
 
@@ -105,7 +106,7 @@ def _of_window(content: Mapping[str, Any]) -> Values:
     values: Values = {}
     seed = content["seed"]
     for kind, metrics in WINDOW_METRICS.items():
-        for entry in content[kind]:
+        for entry in content.get(kind, []):
             text = content["texts"][entry["document"]]
             name = f"{text}:{seed}:{entry.get('key', '')}:{entry.get('position', '')}"
             for metric in metrics:

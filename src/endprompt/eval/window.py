@@ -17,9 +17,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from endprompt.distances import by_quarter
 from endprompt.errors import EvaluationError
+from endprompt.eval.key_tokens import (
+    KeyFinder,
+    KeySearch,
+    KeyToken,
+    RecordedKeys,
+    haystack_hash,
+    losses_on,
+)
 from endprompt.eval.needle import (
     ADJECTIVES,
     NOUNS,
@@ -78,6 +87,7 @@ class LengthSummary(Exact):
     """Means at one length: over documents for the loss, over questions for the rest.
 
     loss, quote             nats per token
+    key_loss                nats per key token; None where none was found, or looked for
     needle                  nats per answer
     needle_per_token        nats per token of the answer
     digits_right, hits      from 0 to 1
@@ -95,6 +105,8 @@ class LengthSummary(Exact):
     documents: int
     needles: int
     quotes: int
+    key_loss: float | None = None
+    key_tokens: int = 0
 
 
 class WindowCheck(Exact):
@@ -111,6 +123,9 @@ class WindowCheck(Exact):
     curve: list[BinLoss]
     needles: list[NeedleScore]
     quotes: list[QuoteScore]
+    key_tokens: list[KeyToken] = Field(default_factory=list)
+    key_search: KeySearch | None = None
+    """None: key tokens were not looked for."""
     computation: Computation
 
     def summary(self) -> list[LengthSummary]:
@@ -121,6 +136,7 @@ class WindowCheck(Exact):
         losses = [loss for loss in self.losses if loss.length == length]
         needles = [needle for needle in self.needles if needle.length == length]
         quotes = [quote for quote in self.quotes if quote.length == length]
+        keys = [key.nll for key in self.key_tokens if key.length == length]
         return LengthSummary(
             length=length,
             loss=_mean(loss.nll for loss in losses),
@@ -136,6 +152,8 @@ class WindowCheck(Exact):
             documents=len(losses),
             needles=len(needles),
             quotes=len(quotes),
+            key_loss=_mean(keys) if keys else None,
+            key_tokens=len(keys),
         )
 
 
@@ -149,6 +167,7 @@ def window_check(
     last: int = 256,
     bins: int = 1024,
     seed: int = 0,
+    keys: KeyFinder | RecordedKeys | None = None,
     progress: Progress | None = None,
 ) -> WindowCheck:
     """Loss by position, needles and verbatim recall at each length, from one prefill a document.
@@ -160,6 +179,7 @@ def window_check(
     last       the loss at a length is the mean over this many tokens before it
     bins       width of the bins of the loss curve, tokens
     seed       with the document's number it decides everything drawn
+    keys       says which tokens gain from far context: the loss on them is given too
     progress   called with the part done, 0 to 1, in proportion to the work
 
     A model whose RoPE depends on the length is read once for each length.
@@ -173,10 +193,13 @@ def window_check(
     curve: list[BinLoss] = []
     needle_scores: list[NeedleScore] = []
     quote_scores: list[QuoteScore] = []
+    key_tokens: list[KeyToken] = Field(default_factory=list)
+    haystacks: list[str] = []
     once = engine.work(lengths[-1])
     for number, ids_T in enumerate(texts):
         plan = _Plan(engine, ids_T, lengths, needles, quotes, last, seed, number)
         reader = _Reader(engine, plan.haystack.ids_T)
+        haystacks.append(haystack_hash(plan.haystack.ids_T))
 
         def report(read: int, number: int = number) -> None:
             if progress is not None:
@@ -190,6 +213,9 @@ def window_check(
             reader.read_to(length, report)
             nll_T = np.where(plan.haystack.text_T[:length], reader.nll_T[:length], np.nan)
             losses.extend(losses_at(nll_T, [length], last, number))
+            if keys is not None:
+                places = keys.places(number, plan.haystack.ids_T, length)
+                key_tokens.extend(losses_on(nll_T, places, length, number))
         curve.extend(losses_in_bins(nll_T, bins, number))
     return WindowCheck(
         model=engine.name,
@@ -202,6 +228,8 @@ def window_check(
         curve=curve,
         needles=needle_scores,
         quotes=quote_scores,
+        key_tokens=key_tokens,
+        key_search=keys and KeySearch(evaluator=keys.name, haystacks=haystacks),
         computation=engine.computation,
     )
 

@@ -216,6 +216,7 @@ def _jobs(
             )  # fmt: skip
     for arm in arms:
         folder = request.out / "arms" / arm.name
+        keys, needs = _keys(request, arm.name)
         listed.append(
             jobs.Job(
                 f"eval-{arm.name}",
@@ -223,10 +224,10 @@ def _jobs(
                 arm_commands.window(
                     folder / "model", data=data, lengths=ready.lengths,
                     documents=ready.documents, needles=request.needles, dtype=dtype,
-                    result=folder / "window.json",
+                    result=folder / "window.json", keys=keys,
                 ),
                 folder / "window.json",
-                needs=(f"train-{arm.name}",) if arm.trained else (),
+                needs=((f"train-{arm.name}",) if arm.trained else ()) + needs,
                 seconds=seconds["eval_seconds"],
             )
         )  # fmt: skip
@@ -240,6 +241,16 @@ def _jobs(
         return listed  # trainings have every device, then evaluations
     # the base is read beside the first training: what is wrong with the text shows early
     return sorted(listed, key=lambda job: job.name != "eval-base")
+
+
+def _keys(request: Request, arm: str) -> tuple[list[str], tuple[str, ...]]:
+    """Options of an evaluation for key tokens, and the job that finds them: the base's."""
+    if not request.key_tokens:
+        return [], ()
+    base = request.out / "arms" / "base"
+    if arm == "base":
+        return ["--evaluator", str(base / "model")], ()
+    return ["--keys", str(base / "window.json")], ("eval-base",)
 
 
 def _trained_file(request: Request, arm: Arm) -> Path:

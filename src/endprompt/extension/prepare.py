@@ -54,6 +54,8 @@ class Request:
     lengths: list[int] | None = None
     documents: int | None = None
     needles: int = 16
+    key_tokens: bool = False
+    """The loss on tokens that gain from far context, by the base, is given too."""
     eval_dtype: str = "auto"
     chat: bool = False
     command: str = "endprompt extend"
@@ -232,6 +234,7 @@ def _claimed(
         "needles": request.needles,
         "eval_dtype": request.eval_dtype,
         **({"chat": True} if request.chat else {}),
+        **({"key_tokens": True} if request.key_tokens else {}),
     }
 
 

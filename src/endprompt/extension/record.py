@@ -58,6 +58,7 @@ def evaluation(check: files_of.Window) -> dict[str, Any]:
     def at(task: str, length: int) -> dict[str, Any]:
         return summary([value for _, value in asked[task, length]])
 
+    keys = [n for n in lengths if asked.get(("key-loss", n))]
     return {
         "lengths": lengths,
         "last_tokens": check.last,
@@ -67,6 +68,7 @@ def evaluation(check: files_of.Window) -> dict[str, Any]:
         "seconds": check.seconds,
         "peak_memory_gib": round(check.peak_memory_bytes / 2**30, 2),
         "loss": {str(n): at("loss", n) for n in lengths},
+        **({"key_loss": {str(n): at("key-loss", n) for n in keys}} if keys else {}),
         "loss_by_position": _mean_curve(check.curve),
         "needle": {
             str(n): {

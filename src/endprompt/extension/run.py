@@ -37,6 +37,7 @@ def extend(
     controls: bool = False,
     lengths: Sequence[int | str] | None = None,
     needles: int = 16,
+    key_tokens: bool = False,
     eval_dtype: str = "auto",
     chat: bool = False,
     processes: int | None = None,
@@ -54,6 +55,7 @@ def extend(
     controls  train the two controls too, on as many tokens
     lengths   tokens at which models are compared; None: inside and past the old window
     needles   planted within the shortest length, and asked at each
+    key_tokens  give the loss on tokens that gain from far context too, by the base
     eval_dtype  precision of the evaluation: auto (the model's own), fast (bfloat16 where this
               machine is fast in it), float32, bfloat16, float16
     chat      rows of the text are chats: they are written with the model's chat template
@@ -79,6 +81,7 @@ def extend(
         controls=controls,
         lengths=[units.tokens(str(length)) for length in lengths] if lengths else None,
         needles=needles,
+        key_tokens=key_tokens,
         eval_dtype=eval_dtype,
         chat=chat,
         command="endprompt.extend(...)",

@@ -30,6 +30,7 @@ from endprompt.recipe import WORDS, Recipe
 from endprompt.record import StudyArm, Training, Untaught, Window
 from endprompt.study.definition import (
     EVALUATIONS,
+    KEY_LOSS,
     QUARTERS,
     SAMPLES,
     UNTAUGHT,
@@ -55,6 +56,7 @@ RULER_SAMPLES = 5
 """A task and length."""
 MEASURED = {
     "loss": ("loss", 1.0),
+    KEY_LOSS: ("key-loss", 1.0),
     "recall": ("recall", 1.0),
     "needles": ("needles", PERCENT),
     "needle-loss": ("needle-loss", 1.0),
@@ -148,6 +150,7 @@ class Model(Results):
             self._digest["weights_digest"],
             sorted(self._evaluations(unit.study)),
             self._tasks(unit.study),
+            *([KEY_LOSS] if self._asks_key_loss(unit.study) else []),
         ]
         seed = "untrained" if unit.seed is None else f"seed{unit.seed}"
         digest = files.sha256_of(settings)[:8]
@@ -169,6 +172,10 @@ class Model(Results):
         kinds: set[str] = {kind for kind in EVALUATIONS if kind in asked}
         kinds |= {"window"} if asked & set(WINDOW_CHECK) else set()
         return kinds | ({"untaught"} if asked & set(UNTAUGHT) else set())
+
+    @staticmethod
+    def _asks_key_loss(study: Study) -> bool:
+        return any(measure.benchmark == KEY_LOSS for measure in study.measures_at(SCALE))
 
     def _tasks(self, study: Study) -> str:
         """Tasks that no row teaches which a study's measures need."""
@@ -252,6 +259,7 @@ class Model(Results):
                 words = commands.window(
                     model, data=data, lengths=lengths, documents=own.documents,
                     needles=own.needles, dtype=own.dtype, result=result,
+                    keys=["--evaluator", self._model] if self._asks_key_loss(unit.study) else [],
                 )  # fmt: skip
             elif kind == "untaught":
                 words = ["eval", "untaught", str(model), "--data", str(data), "--dtype", own.dtype,
