@@ -89,6 +89,15 @@ def test_endprompt_takes_a_text_and_a_pool() -> None:
         ({"training.learning_rate": -1}, "training.learning_rate: input should be greater than 0"),
         ({"rows.kinds.0.terminal.recall.verbatim": 0}, "verbatim and facts are both 0"),
         ({"rows.kinds.0.terminal.recall.cue_tokens": [9, 3]}, r"cue_tokens \[9, 3\] is not a"),
+        ({"rows.far_weight": -1}, "rows.far_weight: input should be greater than or equal to 0"),
+        (
+            {"training.label_weights": "gain", "training.prefix_loss": "base"},
+            "label_weights is gain, .* training.prefix_loss has to be text",
+        ),
+        (
+            {"training.label_weights": "gain", "rows.document_mask": True},
+            "rows.document_mask has to be false",
+        ),
     ],
 )
 def test_faults_are_named_with_their_key(override: dict, message: str) -> None:
@@ -191,6 +200,22 @@ def test_files_of_the_user_are_read_and_their_faults_named(tmp_path: Path) -> No
         recipes.load(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match=r"unknown method 'poes' \(did you mean 'pose'\?\)"):
         recipes.load("poes")
+
+
+def test_labels_weighed_by_gain_ask_for_short_contexts_to_be_read() -> None:
+    decoder = flops.Decoder(2, 64, 96, 4, 2, 16, 97)
+    plain = recipes.load("recall-anchors").replace({"rows.far_weight": 0.15})
+    weighed = plain.replace({"training.label_weights": "gain"})
+    one, other = (
+        flops.row(recipe.resolve(window=128, target=512, gpu=False), decoder).total
+        for recipe in (plain, weighed)
+    )
+    head = 2 * decoder.head_weights
+    # three pieces of 63 tokens, without logits; then two times those of the row's labels
+    assert other - one == 3 * (flops.forward(decoder, 63) - head * 63) + 2 * head * 128
+    assert weighed.plain().training.label_weights == "rows"
+    assert weighed.without_jump().training.label_weights == "gain"
+    assert weighed.without_jump().rows.far_weight == 0
 
 
 def test_hash_changes_with_any_setting_and_only_then() -> None:

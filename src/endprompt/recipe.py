@@ -221,6 +221,9 @@ class Rows(Settings):
     gap_bank: Count | Literal["auto"] = "auto"
     """Tokens of text whose keys are kept, in every layer; gaps that hold more repeat them.
     `auto`: as many as gap_keys, 8192 at most."""
+    far_weight: Weight = 0.0
+    """Loss weight, in the mean, that tokens with a quarter of the target and more before them have
+    above their own; of the two octaves from there the rarer one gets more (EXACT: 0.15)."""
     kinds: tuple[Kind, ...] = (Kind(),)
 
     @model_validator(mode="after")
@@ -276,6 +279,10 @@ class Training(Settings):
     `view`: to the text, and to what the model itself says of the row at contiguous positions."""
     divergence: Literal["forward", "reverse"] = "forward"
     """Of a teacher t and the model m: forward is KL(t || m), reverse KL(m || t)."""
+    label_weights: Literal["rows", "gain"] = "rows"
+    """`gain`: beside the weight that a row gives it, each token weighs by how much likelier the row
+    makes it than the last quarter of a row before it does, five times at most (LongCE). The model
+    reads those short contexts as well, without a gradient."""
     attention: Literal["full", "shifted"] = "full"
     """`shifted`: LongLoRA's shifted sparse attention, in training only."""
     attention_groups: Count = 4
@@ -354,6 +361,23 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gains_are_of_whole_rows(self) -> Self:
+        training = self.training
+        if training.label_weights != "gain":
+            return self
+        for key, value, needed in (
+            ("training.prefix_loss", training.prefix_loss, "text"),
+            ("training.attention", training.attention, "full"),
+            ("rows.document_mask", self.rows.document_mask, False),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"training.label_weights is gain, which compares losses on the text given "
+                    f"all before it: {key} has to be {str(needed).lower()}"
+                )
+        return self
+
     @property
     def trained(self) -> bool:
         """False for the recipes that only scale RoPE, or not even that."""
@@ -381,7 +405,8 @@ class Recipe(Settings):
     def plain(self) -> Recipe:
         """The control at equal tokens: the same scaling and training on plain short rows."""
         plain_rows = self._with_kinds("short", (Kind(),))
-        training = self.training.model_copy(update={"prefix_loss": "text"})
+        weights = {"prefix_loss": "text", "label_weights": "rows"}
+        training = self.training.model_copy(update=weights)
         return plain_rows.model_copy(update={"training": training})
 
     def without_jump(self) -> Recipe:
@@ -503,8 +528,8 @@ class Recipe(Settings):
         return Amounts(row, step // row, total // step, save)
 
     def _with_kinds(self, name: str, kinds: tuple[Kind, ...]) -> Recipe:
-        """The same with rows that don't jump, so that nothing stands in a gap."""
-        without = {"gaps": "empty", "gap_keys": "auto", "gap_bank": "auto"}
+        """The same with rows that don't jump: no gaps to fill, no token far from others."""
+        without = {"gaps": "empty", "gap_keys": "auto", "gap_bank": "auto", "far_weight": 0.0}
         rows = self.rows.model_copy(update={"kinds": kinds, **without})
         return self.model_copy(update={"name": name, "rows": rows})
 
@@ -531,6 +556,8 @@ ADDED = {
     "gap_keys": "auto",
     "gap_bank": "auto",
     "divergence": "forward",
+    "far_weight": 0.0,
+    "label_weights": "rows",
 }
 """Keys that came later, with their defaults."""
 

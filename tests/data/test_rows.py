@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from endprompt import recipe as recipes
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, RowSource, collate
-from endprompt.errors import PositionError, TextError
+from endprompt.errors import PositionError, RecipeError, TextError
 from endprompt.recipe import Kind, Prefix, Rows, Terminal
 
 TOKENS, TARGET = 2048, 8192
@@ -198,3 +198,66 @@ def test_a_range_that_grows_ends_at_the_target_and_begins_at_the_row_s_length() 
     assert (ends < room).all()
     assert ends[: len(ends) // 8].max() < tokens + (TARGET - tokens) / 8
     assert ends[-4:].max() > 0.8 * TARGET
+
+
+def octave_weights(made: list[Any], far: float, edges: tuple[int, int]) -> np.ndarray:
+    """Weight of each octave by the formula of EXACT, token by token."""
+    counts = [0, 0]
+    for row in made:
+        for position, weight in list(zip(row.positions_T, row.weights_T, strict=True))[1:]:
+            if weight > 0 and position >= edges[0]:
+                counts[int(position >= edges[1])] += 1
+    shares = [count / sum(counts) for count in counts]
+    rare = [share**-0.5 for share in shares]
+    mean = sum(share * r for share, r in zip(shares, rare, strict=True))
+    return np.array([1 + far * r / mean for r in rare])
+
+
+@pytest.mark.parametrize("name", ["pose", "recall-anchors"])
+def test_tokens_far_from_the_start_weigh_more_the_rarer_the_more(name: str) -> None:
+    count, far = 40, 0.5
+    plain = rows_of(name, count=count)
+    rows = plain._rows.model_copy(update={"far_weight": far})
+    weighted = source(rows, count=count)
+    edges = (TARGET // 4, TARGET // 2)
+    expected = octave_weights([plain.row(n) for n in range(count)], far, edges)
+    extra, tail = 0.0, 0
+    for index in range(count):
+        before, after = plain.row(index), weighted.row(index)
+        assert np.array_equal(before.positions_T, after.positions_T)
+        factor = np.where(before.positions_T >= edges[1], expected[1], expected[0])
+        factor = np.where(before.positions_T < edges[0], 1, factor)
+        np.testing.assert_allclose(after.weights_T, before.weights_T * factor, rtol=1e-6)
+        counted = (before.weights_T > 0) & (before.positions_T >= edges[0])
+        extra += float((factor - 1)[counted].sum())
+        tail += int(counted.sum())
+    assert extra / tail == pytest.approx(far, rel=1e-5)  # the mean over the tail
+
+
+def test_documents_that_are_kept_apart_count_their_own_context() -> None:
+    rows = Rows(tokens=TARGET, kinds=(Kind(),), pack="stream", document_mask=True, far_weight=1.0)
+
+    class Ended(Text):
+        eos = 7
+
+    documents = Ended(*[1500] * 20, *[5000] * 8)
+    for text in documents.documents:
+        text[-1] = 7
+    made = RowSource(documents, rows, CueWriter(Letters()), target=TARGET, seed=0, count=20)
+    seen = 0
+    for index in range(20):
+        row = made.row(index)
+        start = 0
+        for place, token in enumerate(row.tokens_T):
+            far = place - start >= TARGET // 4
+            assert (row.weights_T[place] > 1) == far
+            seen += far
+            if token == 7:
+                start = place + 1
+    assert seen
+
+
+def test_far_weight_without_far_tokens_is_refused() -> None:
+    rows = Rows(tokens=512, kinds=(Kind(),), far_weight=0.15)
+    with pytest.raises(RecipeError, match="no token that is trained has 2048 positions before it"):
+        source(rows).row(0)

@@ -189,7 +189,9 @@ def test_every_job_is_a_command_that_takes_its_words(name: str, wide: Path, tmp_
             command.make_context(job.name, asked)
 
 
-def test_a_study_of_key_tokens_has_the_model_find_them(wide: Path, book: Path, tmp_path: Path) -> None:
+def test_a_study_of_key_tokens_has_the_model_find_them(
+    wide: Path, book: Path, tmp_path: Path
+) -> None:
     plain = small(book)
     measure = plain.measures[0].model_copy(update={"benchmark": "key-loss"})
     study = plain.model_copy(update={"measures": (measure,)})

@@ -263,3 +263,48 @@ def test_tf32_is_for_the_products_of_the_head_alone() -> None:
     with pytest.raises(MemoryError):
         fail()
     assert matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("length", [40, 43])
+def test_a_token_weighs_by_how_much_likelier_its_row_makes_it_than_a_short_context(
+    family: str, length: int
+) -> None:
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    more = {"logits_scaling": 0.02} if family == "granite" else {}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**sizes, **more)).double()
+    for parameter in model.parameters():  # sharp enough for gains above and below 1
+        parameter.data *= 4
+    batch = a_batch(length)
+    used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
+    whole, context = reference(model, batch), length // 4
+
+    def short(row: int, token: int) -> torch.Tensor:
+        """Loss of one token from the piece of the text that a loop over strides gives it."""
+        first = (token - context - 1) // context * context + 1
+        tokens = batch["input_ids"][row, first : token + 1][None]
+        return -model(tokens).logits[0, -2].double().log_softmax(-1)[tokens[0, -1]].detach()
+
+    weights = torch.ones_like(whole)
+    for row in range(2):
+        for token in range(context + 1, length):
+            apart = short(row, token) - whole[row, token - 1].detach()
+            weights[row, token - 1] = apart.exp().clamp(max=5)
+    assert weights.min() < 0.8
+    assert (weights == 5).any()
+    expected = (whole * weights * used).sum()
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    columns = loss.aligned(batch)
+    found = loss.aligned_loss(model, columns, loss.Labels.of(columns), gain=True)
+    found.weighted.backward()
+
+    assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.weight.item() == pytest.approx(used.sum().item(), rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+    plain = whole[(batch["segments"][:, 1:] == PREFIX) & (used > 0)].sum().item()
+    assert found.by_segment[PREFIX, 0].item() == pytest.approx(plain, rel=1e-5)

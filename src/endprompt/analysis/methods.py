@@ -83,6 +83,8 @@ def markdown(lines: list[Line], *, window: int, target: int, rows: int, model: s
         for name, rule in rope.RULES.items()
         if rule.headroom != 1
     )
+    weighed = recipes.load("short").replace({"training.label_weights": "gain"})
+    gain = _cost(weighed, window, LLAMA_3_8B) / _cost(recipes.load("short"), window, LLAMA_3_8B)
     head = f"""# Methods
 
 Each is a recipe: `endprompt extend --method NAME`, or `endprompt train NAME ...`. Those of this
@@ -108,6 +110,12 @@ be found among as many keys as in a long text. The base reads that text once bef
 turned to their positions in the row: one for each free position, or `rows.gap_keys` of them spread
 evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made
 twice so that no turned key is kept in memory; `endprompt plan` shows the bytes.
+
+`rows.far_weight` puts more loss weight on tokens with a quarter of the target and more before them: the given number
+in the mean, more in the rarer of the two octaves (Zhu et al. 2026, "EXACT": 0.15), at next to no cost.
+`training.label_weights: gain` multiplies the weight of each token by how many times likelier it is given
+all of the row than given a short context, a quarter to half of a row, at most 5 (Fang et al. 2025, "LongCE"). The model reads the
+short contexts without a gradient: {gain:.2f} times the operations of `short`.
 
 | recipe | what it is | when to choose it | tokens a row | distances | share | far | cost |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -167,6 +175,7 @@ def _cost(recipe: Recipe, row_tokens: int, decoder: flops.Decoder, pairs: float 
         groups=training.attention_groups,
         lora_rank=training.lora_rank,
         distilled=training.prefix_loss != "text",
+        gained=training.label_weights == "gain",
         gap_pairs=pairs,
     )
     return row.total / row_tokens

@@ -9,7 +9,7 @@ cost nothing, only tokens do, which is why short rows are cheap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from endprompt.recipe import Recipe
 
@@ -152,6 +152,7 @@ def training(
     lora_rank: int = 8,
     checkpointing: bool = False,
     distilled: bool = False,
+    gained: bool = False,
     gap_pairs: float = 0.0,
 ) -> Operations:
     """Forward and backward of one row of `tokens`.
@@ -160,9 +161,10 @@ def training(
     (twice as much), and makes a gradient for each trainable matrix (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
     no gradient needs. With a teacher, that reads the row as well, and the
-    logits are made once more for the gradient. Attention to keys in filled gaps (`gap_pairs`
-    query-key pairs a row) is made once more in the backward pass, whatever is kept; reading the
-    bank, once a run, is left out. Zero for what trains nothing.
+    logits are made once more for the gradient. Labels weighed by their gain (`gained`) ask for
+    short contexts to be read (`short_reads`), and for as many logits more. Attention to keys in
+    filled gaps (`gap_pairs` query-key pairs a row) is made once more in the backward pass, whatever
+    is kept; reading the bank, once a run, is left out. Zero for what trains nothing.
     """
     if trainable == "nothing":
         return Operations(0.0, 0.0)
@@ -184,8 +186,34 @@ def training(
     if distilled:
         matmuls += 2 * (linear + decoder.head_weights) * tokens
         inner += attention(decoder, tokens)
+    if gained:
+        short = short_reads(tokens)
+        matmuls += 2 * (linear - decoder.head_weights) * short.reads * short.length
+        matmuls += 2 * 2 * decoder.head_weights * tokens
+        inner += short.reads * attention(decoder, short.length)
     inner += (5 if checkpointing else 4) * pair_attention(decoder, gap_pairs)
     return Operations(matmuls, inner)
+
+
+class ShortReads(NamedTuple):
+    """A row cut into short contexts: the tokens that a label has before it at least, the number of
+    pieces that overlap, the tokens of each."""
+
+    context: int
+    reads: int
+    length: int
+
+
+def short_reads(tokens: int) -> ShortReads:
+    """How a row of `tokens` is cut, whose labels are weighed by their gain from far context.
+
+    The short context is a quarter of the row, c tokens, to 2c - 1; labels before have no gain.
+
+    >>> short_reads(1024)
+    ShortReads(context=256, reads=3, length=511)
+    """
+    context = max(1, tokens // 4)
+    return ShortReads(context, -(-(tokens - context) // context), 2 * context - 1)
 
 
 def row(
@@ -215,6 +243,7 @@ def row(
         lora_rank=settings.lora_rank,
         checkpointing=checkpointing,
         distilled=settings.prefix_loss != "text",
+        gained=settings.label_weights == "gain",
         gap_pairs=gap_pairs,
     )
 

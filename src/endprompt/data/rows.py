@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from endprompt import positions
 from endprompt.cues import Content, CueWriter, Segment
+from endprompt.data import exposure
 from endprompt.data.gaps import Filling, GapFiller
 from endprompt.data.packing import Documents, stretches
 from endprompt.errors import RecipeError
@@ -30,6 +32,8 @@ IGNORED = -100
 GOLDEN = 0.6180339887498949
 GAP_ROWS = 64
 """Rows on which it is counted what filled gaps cost."""
+EXPOSED_ROWS = 64
+"""Rows, spread over the run, on which it is counted how much context trained tokens have."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,19 @@ class RowSource:
 
     def row(self, index: int) -> Row:
         """Row `index`, the same for the same seed whoever asks."""
+        row = self._assembled(index)
+        if self._rows.far_weight:
+            weights_T = self._far_weights[self._octaves(row)]
+            row = replace(row, weights_T=row.weights_T * weights_T)
+        if self.filler is None:
+            return row
+        drawn = np.random.default_rng([self._seed, index, 5])
+        return replace(
+            row, filling=self.filler.fill(row.positions_T, self._stretches[index], drawn)
+        )
+
+    def _assembled(self, index: int) -> Row:
+        """Row `index` with its kind's weights and empty gaps."""
         rng = np.random.default_rng([self._seed, index, 1])
         kind, text_T = self.kind(index), self._stretches[index]
         content = Content(text_T, [])
@@ -100,7 +117,7 @@ class RowSource:
         stops = None
         if kind.prefix.layout == "longrecipe":
             stops = np.flatnonzero(np.isin(content.prefix_P, self._cues.sentence_ends()))
-        row = assemble(
+        return assemble(
             content.prefix_P,
             content.terminals,
             kind.prefix,
@@ -110,10 +127,27 @@ class RowSource:
             stops=stops,
             reach=min((index + 1) / self._count, 1.0) if kind.prefix.grows else 1.0,
         )
-        if self.filler is None:
-            return row
-        drawn = np.random.default_rng([self._seed, index, 5])
-        return replace(row, filling=self.filler.fill(row.positions_T, text_T, drawn))
+
+    @cached_property
+    def _far_weights(self) -> NDArray[np.float32]:
+        """Factor of the loss weight of each octave of context, from what the run's rows train."""
+        counts = np.zeros(1 + exposure.EDGES, np.int64)
+        for index in np.linspace(0, self._count - 1, min(EXPOSED_ROWS, self._count)).astype(int):
+            row = self._assembled(int(index))
+            trained = row.weights_T[1:] > 0
+            counts += np.bincount(self._octaves(row)[1:][trained], minlength=len(counts))
+        if not counts[1:].any():
+            raise RecipeError(
+                f"rows.far_weight is {self._rows.far_weight:g}, and no token that is trained has "
+                f"{self._target // exposure.TAIL} positions before it, a quarter of the target of "
+                f"{self._target}: take rows that jump, or set it to 0"
+            )
+        return exposure.weights(counts, self._rows.far_weight)
+
+    def _octaves(self, row: Row) -> Ints:
+        documents_T = None if self._last is None else _documents(row.tokens_T, self._last)
+        contexts_T = exposure.contexts(row.positions_T, documents_T, row.segments_T == TERMINAL)
+        return exposure.octaves(contexts_T, self._target)
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
         row = self.row(index)
@@ -126,9 +160,7 @@ class RowSource:
         if row.filling is not None:
             example["gap_positions"], example["gap_slots"] = row.filling
         if self._last is not None:
-            example["documents"] = np.cumsum(row.tokens_T == self._last) - (
-                row.tokens_T == self._last
-            )
+            example["documents"] = _documents(row.tokens_T, self._last)
         return example
 
     def gap_pairs(self, rows: int = GAP_ROWS) -> float:
@@ -141,6 +173,11 @@ class RowSource:
     def left_out_tokens(self) -> int:
         """Tokens of the documents that no row shows."""
         return self._stretches.left_out_tokens
+
+
+def _documents(tokens_T: Ints, last: int) -> Ints:
+    """Number of each token's document, which ends with the id `last`."""
+    return np.cumsum(tokens_T == last) - (tokens_T == last)
 
 
 def _last_of_document(documents: Documents) -> int:

@@ -229,7 +229,8 @@ def cut_allowed(recipe: Recipe, local_span: int | None) -> bool:
     """Whether rows of a recipe may be cut among ranks (`train.context_parallel`)."""
     rows, training = recipe.rows, recipe.training
     plain = training.attention != "shifted" and not rows.document_mask and rows.gaps == "empty"
-    return plain and training.prefix_loss == "text" and local_span is None
+    by_text = training.prefix_loss == "text" and training.label_weights == "rows"
+    return plain and by_text and local_span is None
 
 
 def shell(job: jobs.Job, devices: Devices, machines: int) -> str:

@@ -36,7 +36,9 @@ class Metric:
 
 METRICS = (
     Metric("loss", "Loss on the last tokens", "nats per token", ("loss",)),
-    Metric("key_loss", "Loss on key tokens, which need far context", "nats per token", ("key_loss",)),
+    Metric(
+        "key_loss", "Loss on key tokens, which need far context", "nats per token", ("key_loss",)
+    ),
     Metric("needle", "Needle: loss on the answer", "nats per token", ("needle",), leaf="nll"),
     Metric("digits", "Needle: digit accuracy", "share", ("needle",), True, "digits"),
     Metric(

@@ -47,6 +47,11 @@ def require_cuttable(recipe: Recipe) -> None:
             f"cp_size is {ranks_of_a_row()}, and the teacher reads whole rows: set "
             "cp_size to 1 or training.prefix_loss to text"
         )
+    if recipe.training.label_weights != "rows":
+        raise TrainingError(
+            f"cp_size is {ranks_of_a_row()}, and short contexts are cut out of whole rows: set "
+            "cp_size to 1 or training.label_weights to rows"
+        )
     if recipe.rows.gaps == "filled":
         raise TrainingError(
             f"cp_size is {ranks_of_a_row()}, and keys in gaps are found from whole rows: set "

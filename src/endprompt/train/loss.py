@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from endprompt.cost.flops import short_reads
 from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.models import masks
 from endprompt.train import router
 from endprompt.train.gaps import FilledGaps
 
+GAIN_CAP = 5.0
+"""What a token weighs at most by its gain from far context (gamma in LongCE)."""
 SUMS = 4
 """Up to so many sums of losses are made each with its gradient at once; more, token by token."""
 
@@ -146,20 +149,24 @@ def aligned_loss(
     labels: Labels,
     teacher: Teacher | None = None,
     gaps: FilledGaps | None = None,
+    *,
+    gain: bool = False,
 ) -> Losses:
     """`weighted_loss` of columns that `aligned` gave, whole or a rank's cut of them.
 
     labels   the labels of `batch` that weigh something
     teacher  what prefix tokens are distilled from
     gaps     what stands in the gaps of the model's rows; the teacher's have none
+    gain     weigh each token also by what it gains from far context (`gains`), without a teacher
     """
     bare: Any = getattr(model, "module", model)
+    short_BTH = short_hidden(model, batch) if gain else None
     with router.logits_of(bare) as logits:
-        teacher_NH = None
+        other_NH = None if short_BTH is None else labels.pick(short_BTH)
         if teacher is not None:
-            teacher_NH = labels.pick(teacher_hidden(teacher.model or model, batch))
+            other_NH = labels.pick(teacher_hidden(teacher.model or model, batch))
         with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
-            sums_G, plain_G = _losses_inside(model, batch, labels, teacher, teacher_NH)
+            sums_G, plain_G = _losses_inside(model, batch, labels, teacher, other_NH)
     balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
     sizes_G, weights_G = labels.sizes_G, labels.weights_G
     by_segment = torch.stack(
@@ -179,16 +186,57 @@ def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return hidden_states(teacher, contiguous)[0]
 
 
+def behind_short(labels_BT: Tensor) -> Tensor:
+    """bool[B, T]: labels that have more than a short context before them."""
+    T = labels_BT.shape[1]
+    behind_T = torch.arange(T, device=labels_BT.device) >= short_reads(T).context
+    return behind_T.expand_as(labels_BT)
+
+
+def gains(short_N: Tensor, whole_N: Tensor) -> Tensor:
+    """How many times likelier all of the row makes each label than a short context, capped.
+
+    Of losses in nats, without a gradient (Fang et al. 2025, "What is Wrong with Perplexity for
+    Long-context Language Modeling?", LongCE).
+    """
+    return (short_N - whole_N.detach()).exp().clamp(max=GAIN_CAP)
+
+
+def short_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states [B, T, H] that predict each label from a short context.
+
+    Of a quarter of the row, c tokens, to 2c - 1, at contiguous positions: a row is cut in pieces
+    that overlap, which are read in one pass. Columns whose label has fewer than c tokens before it
+    mean nothing.
+    """
+    B, T = batch["input_ids"].shape
+    context, reads, length = short_reads(T)
+    device = batch["input_ids"].device
+    inside_R = torch.arange(length, device=device)
+    starts_W = torch.arange(reads, device=device) * context + 1
+    index_WR = (starts_W[:, None] + inside_R).clamp(max=T - 1)
+    pieces = {
+        "input_ids": batch["input_ids"][:, index_WR].flatten(0, 1),
+        "position_ids": inside_R.expand(B * reads, length),
+        "attention_mask": torch.ones(B * reads, length, dtype=torch.int64, device=device),
+    }
+    with torch.no_grad():
+        hidden_NRH = hidden_states(model, pieces)[0]
+    scored_BMH = hidden_NRH[:, context - 1 :].reshape(B, reads * context, -1)
+    return torch.cat([scored_BMH[:, :context], scored_BMH], 1)[:, :T]
+
+
 def _losses_inside(
     model: nn.Module,
     batch: dict[str, Tensor],
     labels: Labels,
     teacher: Teacher | None,
-    teacher_NH: Tensor | None,
+    other_NH: Tensor | None,
 ) -> Tensor:
     """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
 
     First of what is trained, then of cross-entropies, which are the same without a teacher.
+    other_NH are hidden states of the teacher; without one, of short contexts, for gains.
     DDP, FSDP and ZeRO look after a weight inside the forward of the module that owns it and
     nowhere else: DDP reduces what is used outside twice, FSDP and ZeRO have it in parts.
     """
@@ -202,16 +250,24 @@ def _losses_inside(
             hidden_NH = labels.pick(hidden_BTH)
             if scale != 1:
                 hidden_NH = hidden_NH * scale
-            if teacher is None or teacher_NH is None:
+            if other_NH is None:
                 sums_G = group_losses(hidden_NH, head, labels_N, cap, labels)
                 found_2G = torch.stack([sums_G, sums_G.detach()])
+            elif teacher is None:
+                losses_N = token_losses(hidden_NH, head, labels_N, cap)
+                with torch.no_grad():
+                    short_N = token_losses(other_NH, head, labels_N, cap)
+                    behind_N = labels.pick(behind_short(batch["labels"]))
+                    short_N = torch.where(behind_N, short_N, losses_N)
+                gained_N = losses_N * gains(short_N, losses_N)
+                found_2G = labels.sums(torch.stack([gained_N, losses_N.detach()]))
             else:
                 distilled_2N = teacher_losses(
                     hidden_NH,
                     head,
                     labels_N,
                     cap,
-                    teacher_NH,
+                    other_NH,
                     (teacher.model or bare).get_output_embeddings(),
                     teacher,
                     labels.pick(batch["label_segments"]) == PREFIX,

@@ -193,6 +193,7 @@ def _train(
             callbacks=[checkpoints.MarkComplete(resumed), _Report(progress), *callbacks],
             teacher=ready.teacher,
             gaps=ready.gaps,
+            gain=recipe.training.label_weights == "gain",
             row_tokens=amounts.row_tokens,
             row_flops=flops.row(recipe, operations, False, gap_pairs=ready.gap_pairs).total,
         )
@@ -363,6 +364,7 @@ class RowTrainer(Trainer):
 
     teacher                what prefix tokens are distilled from, if they are
     gaps                   what stands in the gaps of rows, where they are filled
+    gain                   tokens weigh by what they gain from far context
     row_tokens, row_flops  tokens of a row and operations of training on it, for rates
     """
 
@@ -373,6 +375,7 @@ class RowTrainer(Trainer):
         *,
         teacher: Teacher | None,
         gaps: gaps.FilledGaps | None,
+        gain: bool,
         row_tokens: int,
         row_flops: float,
         **arguments: Any,
@@ -381,7 +384,7 @@ class RowTrainer(Trainer):
         self._teacher = teacher
         if teacher is not None and teacher.model is not None:
             teacher.model.to(self.args.device).eval().requires_grad_(False)
-        self._gaps = gaps
+        self._gaps, self._gain = gaps, gain
         self._row_tokens, self._row_flops = row_tokens, row_flops
         self._peak = calibration.matmul_peak(self.args.device, self.args.bf16)
         self._recent: deque[float] = deque(maxlen=4 * SPIKE_STEPS)
@@ -482,7 +485,9 @@ class RowTrainer(Trainer):
         labels = columns.pop("trained")
         self._segments = columns["label_segments"]
         try:
-            losses = aligned_loss(model, columns, labels, self._teacher, self._gaps)
+            losses = aligned_loss(
+                model, columns, labels, self._teacher, self._gaps, gain=self._gain
+            )
         finally:
             self._segments = None  # what callbacks ask the model is not training
         total = losses.weight if num_items_in_batch is None else num_items_in_batch

@@ -127,6 +127,9 @@ def _warn(recipe: Recipe, source: RowSource) -> None:
     if recipe.training.prefix_loss != "text":
         log.warning("training.prefix_loss needs the teacher of endprompt train: elsewhere "
                     "the prefix is trained on its text")  # fmt: skip
+    if recipe.training.label_weights != "rows":
+        log.warning("training.label_weights gain is that of endprompt train: elsewhere tokens "
+                    "weigh what the rows say")  # fmt: skip
     if recipe.training.attention == "shifted":
         log.warning("training.attention shifted is that of endprompt train: elsewhere it is full")
 
