@@ -111,11 +111,12 @@ turned to their positions in the row: one for each free position, or `rows.gap_k
 evenly. They have no gradient. The cost is that of attention to them, whose forward pass is made
 twice so that no turned key is kept in memory; `endprompt plan` shows the bytes.
 
-`rows.far_weight` puts more loss weight on tokens with a quarter of the target and more before them: the given number
-in the mean, more in the rarer of the two octaves (Zhu et al. 2026, "EXACT": 0.15), at next to no cost.
-`training.label_weights: gain` multiplies the weight of each token by how many times likelier it is given
-all of the row than given a short context, a quarter to half of a row, at most 5 (Fang et al. 2025, "LongCE"). The model reads the
-short contexts without a gradient: {gain:.2f} times the operations of `short`.
+`rows.far_weight` puts more loss weight on tokens with a quarter of the target and more before them:
+the given number in the mean, more in the rarer of the two octaves (Zhu et al. 2026, "EXACT": 0.15),
+at next to no cost. `training.label_weights: gain` multiplies the weight of each token by how many
+times likelier it is given all of the row than given a short context, a quarter to half of a row,
+at most 5 (Fang et al. 2025, "LongCE"). The model reads the short contexts without a gradient:
+{gain:.2f} times the operations of `short`.
 
 | recipe | what it is | when to choose it | tokens a row | distances | share | far | cost |
 | --- | --- | --- | --- | --- | --- | --- | --- |
