@@ -193,7 +193,7 @@ def window_check(
     curve: list[BinLoss] = []
     needle_scores: list[NeedleScore] = []
     quote_scores: list[QuoteScore] = []
-    key_tokens: list[KeyToken] = Field(default_factory=list)
+    key_tokens: list[KeyToken] = []
     haystacks: list[str] = []
     once = engine.work(lengths[-1])
     for number, ids_T in enumerate(texts):
@@ -229,7 +229,7 @@ def window_check(
         needles=needle_scores,
         quotes=quote_scores,
         key_tokens=key_tokens,
-        key_search=keys and KeySearch(evaluator=keys.name, haystacks=haystacks),
+        key_search=None if keys is None else KeySearch(evaluator=keys.name, haystacks=haystacks),
         computation=engine.computation,
     )
 
