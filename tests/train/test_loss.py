@@ -305,6 +305,7 @@ def test_a_token_weighs_by_how_much_likelier_its_row_makes_it_than_a_short_conte
     assert found.weighted.item() == pytest.approx(expected.item(), rel=1e-5)
     assert found.weight.item() == pytest.approx(used.sum().item(), rel=1e-6)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+        close = 1e-4 * gradient.abs().max().item()  # losses are float32
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=close)
     plain = whole[(batch["segments"][:, 1:] == PREFIX) & (used > 0)].sum().item()
     assert found.by_segment[PREFIX, 0].item() == pytest.approx(plain, rel=1e-5)
