@@ -24,6 +24,11 @@ VALID: dict[type[record.Record], dict[str, Any]] = {
         ],
         "quotes": [{"length": 64, "nll": 1.0}],
     },
+    record.ScalingProbe: {
+        "scaling": "yarn", "headroom": 1.5, "settings": {"beta_fast": 16.0},
+        "rope_parameters": {"rope_type": "yarn"}, "answers": [[0.5, 1.0]], "seconds": 1.0,
+        "computation": {},
+    },
     record.Run: {"schema_version": 1, "arms": [{"name": "base"}], "target": 512},
     record.Checks: {"checks": [{"name": "jump"}], "calibration": None},
     record.Timings: {"total": 1.0, "training": 0.5},

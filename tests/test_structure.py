@@ -29,6 +29,7 @@ ROOMS = {
     "chat": "io models eval",
     "sft": "io models cost data train export",
     "trainers": "io models cost data train",
+    "tuning": "io models data train eval",
     "extension": "io models cost data train eval analysis compare report",
     "lab": "io models cost data train eval analysis compare report",
     "study": "io models cost data train eval analysis compare report extension lab",

@@ -142,6 +142,23 @@ class Arm(Record):
     evaluation: Json | None = None
 
 
+class ScalingProbe(Record):
+    """A RoPE scaling on the short rows of `tune-scaling`.
+
+    answers  depth of what a row asks for, and the loss of its answers, nats per token
+    """
+
+    remedy: ClassVar[str] = "remove it: the scaling is probed again"
+
+    scaling: str
+    headroom: float
+    settings: dict[str, float]
+    rope_parameters: Json
+    answers: list[tuple[float, float]]
+    seconds: Amount
+    computation: Json
+
+
 class Run(Record):
     """run.json: the record of `extend`, and of `sft`."""
 
@@ -288,6 +305,7 @@ class Split(Record):
 KINDS = (
     Training,
     Window,
+    ScalingProbe,
     Run,
     Checks,
     Timings,

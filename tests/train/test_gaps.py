@@ -234,6 +234,14 @@ def test_a_row_of_many_segments_is_read_in_a_few_parts() -> None:
     assert float((tail - whole[kept]).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("name", list(MODELS))
+def test_how_keys_turn_is_seen_in_bf16_too(name: str) -> None:
+    model = tiny_model(**MODELS[name]).eval()
+    family = families.read(model.config)
+    wanted = rotation.layouts(model, family)
+    assert rotation.layouts(model.to(torch.bfloat16), family) == wanted
+
+
 def test_another_attention_is_refused_by_name() -> None:
     model = tiny_model()
     family = families.read(model.config)

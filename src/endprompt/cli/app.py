@@ -17,7 +17,7 @@ from endprompt.cli.terminal import echo, guarded
 
 INTERRUPTED = 130
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "The main job": ("extend", "plan", "methods"),
+    "The main job": ("extend", "plan", "methods", "tune-scaling"),
     "Data and training": ("prepare", "train", "rows", "accelerate", "sft"),
     "Evaluation": ("eval", "report"),
     "Looking inside": ("doctor", "inspect"),
@@ -25,7 +25,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Giving away": ("export", "chat"),
 }
 """Verbs by heading, in the order of `--help`; a module of this package adds each."""
-MODULES = {"eval": "evaluate"}
+MODULES = {"eval": "evaluate", "tune-scaling": "tune_scaling"}
 """Verbs whose module has another name than they have."""
 
 app = typer.Typer(

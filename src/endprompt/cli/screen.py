@@ -117,6 +117,12 @@ class Screen:
             left = spent * (1 - share) / share / 60
             self._line(job, int(share * QUARTERS), f"{share:.0%}, {left:.1f} min left  {detail}")
 
+    def part(self, name: str, done: float, total: float) -> None:
+        """Show how far something is that this process does itself."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total, detail="")
+        self._bars.update(self._tasks[name], total=total, completed=done)
+
     def _line(self, job: Job, quarter: int, what: str) -> None:
         """Without a terminal: a line at every quarter of a job."""
         if not self._console.is_terminal and self._told.get(job.name, -1) < quarter:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from endprompt import rope
 from endprompt.cost import flops
-from endprompt.errors import DataError, RecipeError
+from endprompt.errors import RecipeError
 from endprompt.extension import devices, suites
 from endprompt.extension.devices import Devices
 from endprompt.extension.suites import RunSuite
 from endprompt.io import claims, digests
 from endprompt.io.secrets import redact
-from endprompt.models import embedded, precision
+from endprompt.models import precision
 from endprompt.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def default_lengths(window: int, target: int) -> list[int]:
 
 def prepare_run(request: Request, model: str, say: Say, held: claims.Output) -> Prepared:
     """Refuse what can't be, prepare the text, and take the folder."""
+    from endprompt.data import run_text
     from endprompt.eval.engine import Coder
     from endprompt.eval.window import require_room
     from endprompt.models import checkpoint as models
@@ -161,8 +162,17 @@ def prepare_run(request: Request, model: str, say: Say, held: claims.Output) -> 
     held.require(settings)
     _reserve(held)
     data = request.out / "data"
-    text = _prepare_text(request, recipe, tokenizer, lengths, documents, data, say,
-                         fresh=held.claimed is None)  # fmt: skip
+    text = run_text.prepare_text(
+        request.text,
+        tokenizer,
+        data,
+        chat=request.chat,
+        tokens=max(lengths),
+        count=documents,
+        row_tokens=recipe.amounts.row_tokens,
+        fresh=held.claimed is None,
+        say=say,
+    )
     own = rope.name_of(base.parameters) if base.parameters else ""
     arms = arms_of(recipe, request.controls, own)
     first_rows(request, arms, model)  # what can't be made is said before anything runs
@@ -244,66 +254,6 @@ def _reserve(held: claims.Output) -> None:
         held.reserve()
         for name in ("doctor.json", "data/split.json"):
             (held.folder / name).unlink(missing_ok=True)
-
-
-def _prepare_text(
-    request: Request,
-    recipe: Recipe,
-    tokenizer: Any,
-    lengths: list[int],
-    documents: int,
-    data: Path,
-    say: Say,
-    *,
-    fresh: bool,
-) -> dict[str, Any]:
-    """Tokenise the text into the run's folder and set held-out text aside.
-
-    fresh  what lies there is of a run that was refused, and may be of other text
-    """
-    from endprompt.data import holdout
-    from endprompt.data.chats import renderer
-    from endprompt.data.mixture import Weighted
-    from endprompt.data.prepare import prepare
-    from endprompt.data.sources import open_source, shown
-
-    specs = request.text or [str(embedded.text())]
-    name, licence = (
-        (", ".join(map(shown, request.text)), "the user's own")
-        if request.text
-        else (embedded.TEXT_NAME, embedded.TEXT_LICENCE)
-    )
-    say(f"text: {name}")
-    render = renderer(tokenizer) if request.chat else None
-    sources = [Weighted(open_source(spec, render=render)) for spec in specs]
-    for source in sources:
-        for note in source.source.notes():
-            say(note)
-    try:
-        prepare(sources, tokenizer, data)
-    except DataError:
-        if not fresh:
-            raise
-        prepare(sources, tokenizer, data, force=True)  # of a refused run, of other text
-    holdout.set_aside(
-        data,
-        tokenizer,
-        tokens=max(lengths),
-        count=documents,
-        row_tokens=recipe.amounts.row_tokens,
-    )
-    training, fingerprint = holdout.training_documents(data)
-    held = holdout.held_out_texts(data)
-    return {
-        "name": name,
-        "licence": licence,
-        "documents": len(training),
-        "tokens": int(training.lengths.sum()),
-        "sha256": fingerprint,
-        "holdout_documents": len(held),
-        "holdout_tokens": int(sum(map(len, held))),
-        "copied_tokens": holdout.copied_tokens(data),
-    }
 
 
 def first_rows(request: Request, arms: Sequence[Arm], model: str) -> dict[str, list[Row]]:

@@ -195,6 +195,28 @@ def load(model: str, config: Any, *, attention: str | None = None, dtype: str = 
     return network
 
 
+def under(network: Any, config: Any, *, attention: str | None = None) -> Any:
+    """A model of the same weights under another config: what `load` gives with it, in no time.
+
+    config     of the same sizes, RoPE scaled otherwise
+    attention  as `load` takes it
+
+    Weights are shared, in the precision and on the device that they have; nothing else is, so
+    that frequencies, and factors that a family makes of them, are the new config's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        other = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=network.dtype
+        )
+    with torch.no_grad():
+        other.load_state_dict(network.state_dict(), assign=True)
+    return other.to(network.device).train(network.training)
+
+
 def gathered(model: Any, accelerator: Any = None, wrapped: Any = None) -> dict[str, Any] | None:
     """All weights on the first rank where ranks hold parts of them; None where each has all.
 

@@ -114,7 +114,8 @@ def angles(
 def layouts(model: Any, family: families.Family) -> list[Layout | None]:
     """How the keys of each of `family.layers` turn; None without RoPE.
 
-    A row is read at two places: keys that are turned from one to the other have to be equal.
+    A row is read at two places: keys that are turned from one to the other have to be equal, as
+    far as the model's precision tells.
     Raises ModelError, by name, where they are in no way that is known.
     """
     device = model.device
@@ -127,6 +128,7 @@ def layouts(model: Any, family: families.Family) -> list[Layout | None]:
             model.base_model(input_ids=ids, position_ids=rows, attention_mask=mask, use_cache=False)
             keys.append({i: layer.key_KTD.float() for i, layer in recorded.items()})
             turns.append(angles(model, family, rows, rows[0]))
+    equal = max(1e-3, 8 * torch.finfo(model.dtype).eps)
     measured: list[Layout | None] = []
     for n, layers in enumerate(family.layers):
         near, far = turns[0][n], turns[1][n]
@@ -141,7 +143,7 @@ def layouts(model: Any, family: families.Family) -> list[Layout | None]:
             for layout in candidates(2 * near[0].shape[-1])
         }
         best = min(errors, key=lambda layout: errors[layout])
-        if errors[best] > 1e-3:
+        if errors[best] > equal:
             raise ModelError(
                 f"keys in {layers.name} layers of model type {family.model_type!r} turn in no way "
                 f"that is known (nearest: {errors[best]:.2g} off): set rows.gaps to empty"

@@ -115,15 +115,18 @@ class Teacher:
     reverse: bool = False
 
 
-def weighted_loss(model: nn.Module, batch: dict[str, Tensor]) -> Losses:
+def weighted_loss(
+    model: nn.Module, batch: dict[str, Tensor], gaps: FilledGaps | None = None
+) -> Losses:
     """Loss of predicting every token of a batch, each with its own weight.
 
     batch  input_ids, position_ids, attention_mask int64[B, T]; loss_weights float32[B, T];
            segments uint8[B, T]. The first terminal token is predicted from the last prefix
            token, across the jump (paper, section 3.3).
+    gaps   what stands in the gaps of the model's rows
     """
     columns = aligned(batch)
-    return aligned_loss(model, columns, Labels.of(columns))
+    return aligned_loss(model, columns, Labels.of(columns), gaps=gaps)
 
 
 def aligned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
