@@ -28,12 +28,12 @@ from endprompt.tuning.candidates import Candidate
 from endprompt.tuning.run import Request, rank_correlation, tune
 from tiny_checkpoint import WORDS, save_tiny
 
-WINDOW, TARGET = 512, 1024
+WINDOW, TARGET = 1024, 2048
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny checkpoint with a window of 512 whose attention is far from uniform."""
+    """A tiny checkpoint with a window of 1024 whose attention is far from uniform."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     changes = {"max_position_embeddings": WINDOW, "initializer_range": 0.3, "rope_theta": 1000.0}
     return str(save_tiny(folder, **changes))
@@ -44,7 +44,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two documents of drawn words."""
     folder = tmp_path_factory.mktemp("text")
     rng = np.random.default_rng(0)
-    for name, words in (("one", 700), ("two", 900)):
+    for name, words in (("one", 900), ("two", 1100)):
         (folder / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, words)))
     return folder
 

@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
         ),
         force: bool = typer.Option(False, "--force", help="Replace what `inspect` wrote there."),
     ) -> None:
-        """Distances that a recipe trains; a model's attention by distance.
+        """Distances a recipe trains; a model's attention by distance.
 
         RECIPES are drawn side by side on a log axis: how many pairs of tokens a row has at each
         distance, and which distances no row has. Counted on rows made as training makes them.
