@@ -293,7 +293,7 @@ def test_a_scaled_base_is_searched_with_its_own_rule(tmp_path: Path) -> None:
         ({"scalings": ("yarm",)}, "yarm"),
         ({"scalings": ("none",)}, "scales nothing"),
         ({"needles": 5000}, "do(es)? not fit|there are"),
-        ({"target": 64 * TARGET}, "text too short"),
+        ({"target": 64 * TARGET, "needles": 4}, "text too short"),
         ({"dtype": "float8"}, "unknown dtype"),
     ],
 )

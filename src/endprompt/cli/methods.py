@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             False, "--markdown", help="Print docs/methods.md: distances as intervals, sources."
         ),
     ) -> None:
-        """List every recipe: when to choose it, its distances, the cost of a step.
+        """List recipes: when to choose each, its distances, a step's cost.
 
         Share: part of the distances 1 .. TARGET-1 that occur in ROWS rows, counted from the
         sampler that trains. Far: part of all query-key pairs with a distance beyond the window.

@@ -110,8 +110,8 @@ def show(result: dict[str, Any]) -> None:
         f"Probe: {result['rows']} short rows, answer loss (nats per token), farthest quarter first",
         ["scaling", "by quarter", "mean"],
         [
-            [each["name"], _joined(each["answer_loss_by_quarter"]), f"{each['answer_loss']:.3f}"]
-            for each in result["candidates"]
+            [entry["name"], _joined(entry["answer_loss_by_quarter"]), f"{entry['answer_loss']:.3f}"]
+            for entry in result["candidates"]
         ],
     )
     verified = result["verified"]
@@ -122,24 +122,23 @@ def show(result: dict[str, Any]) -> None:
         ["scaling", "by quarter", "mean", "digits", "inside"],
         [
             [
-                each["name"],
-                _joined(each["answer_loss_by_quarter"]),
-                f"{each['answer_loss']:.3f}",
-                f"{each['digits_right']:.2f}",
-                f"{each['loss_at_window']:.3f}",
+                entry["name"],
+                _joined(entry["answer_loss_by_quarter"]),
+                f"{entry['answer_loss']:.3f}",
+                f"{entry['digits_right']:.2f}",
+                f"{entry['loss_at_window']:.3f}",
             ]
-            for each in verified
+            for entry in verified
         ],
     )
     rho = result["spearman"]
     said = "-" if rho is None else f"{rho:.2f}"
     echo(
         "",
-        f"Spearman's rank correlation of probe and truth: {said} over {len(verified)} verified, "
-        "chosen from",
-        "both ends: few values, and the extremes help it",
+        f"Spearman's rank correlation of probe and truth: {said} over {len(verified)} verified,",
+        "chosen from both ends: few values, and the extremes help it",
         f"Best untrained, which need not be the best after training (plain: {result['plain']}):",
-        "  " + " ".join(f"--set {each}" for each in result["set"]),
+        "  " + " ".join(f"--set {entry}" for entry in result["set"]),
     )
 
 

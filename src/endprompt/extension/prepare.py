@@ -163,16 +163,9 @@ def prepare_run(request: Request, model: str, say: Say, held: claims.Output) -> 
     _reserve(held)
     data = request.out / "data"
     text = run_text.prepare_text(
-        request.text,
-        tokenizer,
-        data,
-        chat=request.chat,
-        tokens=max(lengths),
-        count=documents,
-        row_tokens=recipe.amounts.row_tokens,
-        fresh=held.claimed is None,
-        say=say,
-    )
+        request.text, tokenizer, data, chat=request.chat, tokens=max(lengths), count=documents,
+        row_tokens=recipe.amounts.row_tokens, fresh=held.claimed is None, say=say,
+    )  # fmt: skip
     own = rope.name_of(base.parameters) if base.parameters else ""
     arms = arms_of(recipe, request.controls, own)
     first_rows(request, arms, model)  # what can't be made is said before anything runs

@@ -166,22 +166,22 @@ class _Search:
 
     def probed(self) -> dict[Candidate, ScalingProbe]:
         """Every candidate with its probe, the best first."""
-        found: dict[Candidate, ScalingProbe] = {}
+        probes: dict[Candidate, ScalingProbe] = {}
         first = candidates.by_factor(self.scalings)
-        self._probe_all(first, found)
-        best = _ranked(found)[0]
-        self._probe_all(candidates.between(best), found)
-        best = _ranked(found)[0]
-        self._probe_all(candidates.varied(best, self.base, self.parameters(best)), found)
-        return {candidate: found[candidate] for candidate in _ranked(found)}
+        self._probe_all(first, probes)
+        best = _ranked(probes)[0]
+        self._probe_all(candidates.between(best), probes)
+        best = _ranked(probes)[0]
+        self._probe_all(candidates.varied(best, self.base, self.parameters(best)), probes)
+        return {candidate: probes[candidate] for candidate in _ranked(probes)}
 
-    def _probe_all(self, asked: Sequence[Candidate], found: dict[Candidate, ScalingProbe]) -> None:
+    def _probe_all(self, asked: Sequence[Candidate], probes: dict[Candidate, ScalingProbe]) -> None:
         for number, candidate in enumerate(asked):
             path = self.request.out / "probe" / f"{candidate.name}.json"
             if not path.is_file():
                 files.write_json(path, self._probe(candidate, number, len(asked)).plain())
-            found[candidate] = records.read(path, ScalingProbe)
-            self.say(f"probe   {candidate.name:<36} {_score(found[candidate]):.3f}")
+            probes[candidate] = records.read(path, ScalingProbe)
+            self.say(f"probe   {candidate.name:<36} {_score(probes[candidate]):.3f}")
 
     def _probe(self, candidate: Candidate, number: int, of: int) -> ScalingProbe:
         """Depths and answer losses of a candidate; its RoPE is checked first."""
@@ -212,15 +212,15 @@ class _Search:
         by_name = {candidate.name: candidate for candidate in ranked}
         plain = Candidate(self.scalings[0], 1.0).name
         names = candidates.to_verify(list(by_name), plain, self.request.verify)
-        found: dict[Candidate, Window] = {}
+        checks: dict[Candidate, Window] = {}
         for number, name in enumerate(names):
             path = self.request.out / "verified" / f"{name}.json"
             if not path.is_file():
                 self._verify(by_name[name], path, number, len(names))
-            found[by_name[name]] = records.read(path, Window)
-            truth = _truth(found[by_name[name]], self.lengths)
+            checks[by_name[name]] = records.read(path, Window)
+            truth = _truth(checks[by_name[name]], self.lengths)
             self.say(f"verify  {name:<36} {truth['answer_loss']:.3f}")
-        return found
+        return checks
 
     def _verify(self, candidate: Candidate, path: Path, number: int, of: int) -> None:
         """The window check of a candidate at window and target, written."""
@@ -250,13 +250,13 @@ def _mean(quarters: Sequence[float | None]) -> float:
     return float(np.mean([quarter for quarter in quarters if quarter is not None]))
 
 
-def _score(found: ScalingProbe) -> float:
-    return _mean(_quarters(found.answers))
+def _score(measured: ScalingProbe) -> float:
+    return _mean(_quarters(measured.answers))
 
 
-def _ranked(found: dict[Candidate, ScalingProbe]) -> list[Candidate]:
+def _ranked(probes: dict[Candidate, ScalingProbe]) -> list[Candidate]:
     """From the lowest answer loss to the highest."""
-    return sorted(found, key=lambda candidate: _score(found[candidate]))
+    return sorted(probes, key=lambda candidate: _score(probes[candidate]))
 
 
 def _truth(check: Window, lengths: Sequence[int]) -> dict[str, Any]:
@@ -295,12 +295,12 @@ def _result(
         {
             "name": candidate.name,
             "set": _assignments(candidate),
-            "rope_parameters": found.rope_parameters,
-            "answer_loss": _score(found),
-            "answer_loss_by_quarter": _quarters(found.answers),
-            "seconds": found.seconds,
+            "rope_parameters": measured.rope_parameters,
+            "answer_loss": _score(measured),
+            "answer_loss_by_quarter": _quarters(measured.answers),
+            "seconds": measured.seconds,
         }
-        for candidate, found in ranked.items()
+        for candidate, measured in ranked.items()
     ]
     truths = {candidate: _truth(check, search.lengths) for candidate, check in verified.items()}
     order = sorted(truths, key=lambda candidate: truths[candidate]["answer_loss"])
