@@ -319,17 +319,18 @@ def test_digests_know_neither_new_names_of_keys_nor_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "headroom"),
-    [({}, 1.5), ({"rope.scaling": "pi"}, 1.0), ({"rope.headroom": 1}, 1.0),
-     ({"rope.headroom": 3}, 3.0), ({"rope.factor": 12}, 1.0)],
+    ("settings", "target", "headroom"),
+    [({}, 65536, 1.5), ({}, 16385, 1.5), ({}, 16384, 1.0), ({"rope.scaling": "pi"}, 65536, 1.0),
+     ({"rope.headroom": 1}, 65536, 1.0), ({"rope.headroom": 3}, 16384, 3.0),
+     ({"rope.factor": 12}, 65536, 1.0)],
 )  # fmt: skip
 def test_headroom_is_that_of_the_scaling_unless_the_recipe_names_one(
-    settings: dict[str, Any], headroom: float
+    settings: dict[str, Any], target: int, headroom: float
 ) -> None:
     recipe = recipes.load("recall-anchors").replace(settings)
-    resolved = recipe.resolve(window=8192, target=65536, gpu=False)
+    resolved = recipe.resolve(window=8192, target=target, gpu=False)
     assert resolved.rope.headroom == headroom
-    assert resolved.resolve(window=8192, target=65536, gpu=False) == resolved
+    assert resolved.resolve(window=8192, target=target, gpu=False) == resolved
 
 
 def test_headroom_that_the_base_has_already_is_not_added_again() -> None:

@@ -404,19 +404,19 @@ def test_factor_covers_the_target_and_no_more(window: int, times: int, rest: int
     assert rope.factor(window, target, 1.5) == 1.5 * s
 
 
+@pytest.mark.parametrize("first", [2, 4])
 @pytest.mark.parametrize("scaling", ["yarn", "llama3", "pi", "dynamic"])
-def test_two_extensions_by_the_usual_headroom_are_one(scaling: str) -> None:
+def test_two_extensions_by_the_usual_headroom_are_one(scaling: str, first: int) -> None:
+    def factor(base: rope.Base, target: int) -> float:
+        headroom = rope.usual_headroom(scaling, target / base.window, base)
+        return rope.factor(base.window, target, headroom)
+
     base = rope.Base(1e4, 64, 2048)
-    once = rope.parameters(
-        base, scaling, rope.factor(2048, 16384, rope.usual_headroom(scaling, base))
-    )
-    half = rope.parameters(
-        base, scaling, rope.factor(2048, 8192, rope.usual_headroom(scaling, base))
-    )
-    had = rope.usual_headroom(scaling, base)
-    extended = rope.Base(1e4, 64, 8192, parameters=half, headroom=had)
-    s = rope.factor(8192, 16384, rope.usual_headroom(scaling, extended))
-    assert rope.parameters(extended, scaling, s) == once
+    had = rope.usual_headroom(scaling, first)
+    half = rope.parameters(base, scaling, factor(base, 2048 * first))
+    extended = rope.Base(1e4, 64, 2048 * first, parameters=half, headroom=had)
+    again = rope.parameters(extended, scaling, factor(extended, 16384))
+    assert again == rope.parameters(base, scaling, factor(base, 16384))
 
 
 def test_target_inside_the_window_is_refused() -> None:

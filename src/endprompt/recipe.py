@@ -103,10 +103,10 @@ class Rope(Settings):
             )
         return self
 
-    def multiple(self, base: Base | None = None) -> float:
-        """The headroom as a number; base: which may have some of it already."""
+    def multiple(self, times: float, base: Base | None = None) -> float:
+        """The headroom as a number, for L / L0; base: which may have some of it already."""
         asked = self.headroom
-        return rope.usual_headroom(self.scaling, base) if asked == "auto" else asked
+        return rope.usual_headroom(self.scaling, times, base) if asked == "auto" else asked
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:
@@ -476,7 +476,7 @@ class Recipe(Settings):
             total = 10**9 if gpu else 24 * 1024
         steps = max(1, round(total / step))
         save = max(1, steps // 4) if training.save_steps == "auto" else training.save_steps
-        headroom = 1.0 if self.rope.factor else self.rope.multiple(base)
+        headroom = 1.0 if self.rope.factor else self.rope.multiple(target / window, base)
         return self.model_copy(
             update={
                 "rope": self.rope.model_copy(update={"headroom": headroom}),

@@ -42,7 +42,7 @@ def test_gguf_holds_the_weights_and_the_scaling(
     script.write_gguf(folder, file)
     fields = GGUFReader(file).fields
     kind = {"pi": "linear", "yarn": "yarn"}[scaling]
-    headroom = usual_headroom(scaling)
+    headroom = usual_headroom(scaling, TARGET / WINDOW)
     assert fields["llama.rope.scaling.type"].contents() == kind
     assert fields["llama.rope.scaling.factor"].contents() == headroom * TARGET / WINDOW
     assert fields["llama.context_length"].contents() == TARGET

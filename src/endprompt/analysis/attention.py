@@ -166,7 +166,8 @@ def tightness(
         both = [layer.polynomial(h, drawn[h, 1], drawn[h, 0]) for h in range(H)]
         amplitude_NJ, phase_NJ = (np.concatenate(part) for part in zip(*both, strict=True))
         for scaling in scalings:
-            s = rope.factor(base.window, target, rope.usual_headroom(scaling, base))
+            headroom = rope.usual_headroom(scaling, target / base.window, base)
+            s = rope.factor(base.window, target, headroom)
             parameters = rope.parameters(base, scaling, s)
             w, size = rope.inverse_frequencies(
                 parameters, base.rotary_size, length=target, window=base.window

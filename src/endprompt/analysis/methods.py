@@ -101,7 +101,8 @@ Anchors are measured with a stand-in tokenizer (a token a word), so that ends of
 by some tokens from those of a real one.
 
 `rope.headroom` sets the RoPE factor as a multiple of L / L0, at no cost. Unless it is set it is
-{usual}, 1 elsewhere ([what it gave](results.md#a-rope-factor-above-l-l0)).
+{usual} where L / L0 is above {rope.ALONE}, 1 elsewhere
+([what it gave](results.md#a-rope-factor-above-l-l0)).
 
 `rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run
 stand between the segments of a row, and the tokens behind attend to them, so that an answer has to

@@ -70,7 +70,8 @@ def by_scaling(bounds: Sequence[HeadSmoothness], base: rope.Base, target: int, n
     rows = []
     for scaling in dict.fromkeys(bound.scaling for bound in bounds):
         mine = [bound for bound in bounds if bound.scaling == scaling]
-        factor = rope.factor(base.window, target, rope.usual_headroom(scaling, base))
+        headroom = rope.usual_headroom(scaling, target / base.window, base)
+        factor = rope.factor(base.window, target, headroom)
         parameters = rope.parameters(base, scaling, factor)
         w, _ = rope.inverse_frequencies(
             parameters, base.rotary_size, length=target, window=base.window

@@ -137,7 +137,8 @@ def _scaling(settings: Rope) -> str:
         return "RoPE unscaled"
     if settings.factor:
         return f"{title} by {settings.factor:g}"
-    return f"{title} by {settings.multiple():g} x L / L0 (rope.headroom)"
+    times = "" if settings.headroom == 1 else f"{settings.headroom} x "
+    return f"{title} by {times}L / L0 (rope.headroom)"
 
 
 def _joined(lengths: list[int]) -> str:

@@ -91,7 +91,7 @@ def markdown() -> str:
             refused.append(f"| {name} | `{entry.example}` | {error} |\n")
             continue
         scaling = family.suited("yarn")
-        headroom = rope.usual_headroom(scaling, family.base)
+        headroom = rope.usual_headroom(scaling, 2, family.base)
         s = rope.factor(family.base.window, target, headroom)
         wanted = rope.parameters(family.base, scaling, s)
         rows = layer_rows(family, wanted, target)

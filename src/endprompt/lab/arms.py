@@ -97,7 +97,7 @@ def untrained(
 ) -> Recipe:
     """The base as it is (`none`) or with a scaling and no training; headroom None: its own."""
     rope: dict[str, Any] = {"scaling": scaling, "headroom": 1.0}
-    total = factor * (usual_headroom(scaling) if headroom is None else headroom)
+    total = factor * (usual_headroom(scaling, factor) if headroom is None else headroom)
     if scaling != UNSCALED:
         rope |= {"factor": float(total), **_betas(regime or Regime(), scaling, Rope())}
     return recipes.build(
@@ -171,7 +171,7 @@ def adapt(
         if headroom is None and own.headroom != "auto":
             rope["factor"] = float(own.headroom * factor)
         else:
-            rope["factor"] = float(factor * (headroom or usual_headroom(scaling)))
+            rope["factor"] = float(factor * (headroom or usual_headroom(scaling, factor)))
     values: dict[str, Any] = recipe.model_dump() | {
         "rope": rope,
         "rows": recipe.rows.model_dump() | {"kinds": [kind.model_dump() for kind in kinds]},

@@ -106,8 +106,8 @@ def scaled_parameters(family: families.Family, recipe: Recipe, target: int) -> r
 
 
 def _factor(base: rope.Base, recipe: Recipe, target: int) -> float:
-    settings = recipe.rope
-    return settings.factor or rope.factor(base.window, target, settings.multiple(base))
+    settings, times = recipe.rope, target / base.window
+    return settings.factor or rope.factor(base.window, target, settings.multiple(times, base))
 
 
 def scaled_config(model: str, recipe: Recipe, target: int) -> Any:
