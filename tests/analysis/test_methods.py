@@ -121,4 +121,4 @@ def test_page_in_the_docs_is_not_stale() -> None:
         assert f"| `{name}` | {cue.what} |" in page
     for name, rule in rope.RULES.items():
         if rule.headroom != 1:
-            assert f"{rule.headroom:g} under {rope.TITLES[name]}," in page
+            assert f"{rule.headroom:g} under {rope.TITLES[name]}" in page
