@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from endprompt import recipe
 from endprompt.errors import OutputError, RecipeError
-from endprompt.extension import prepare, record, run
+from endprompt.extension import plan, prepare, record, run
 from endprompt.io import claims, digests
 from endprompt.io.files import sha256_file
 from tiny_checkpoint import save_tiny
@@ -293,7 +293,7 @@ def test_a_refused_run_can_be_given_again_with_other_rows_and_other_text(
             needles=2, **more,
         )  # fmt: skip
 
-    monkeypatch.setattr(run, "_check", check)
+    monkeypatch.setattr(plan, "_check", check)
     with pytest.raises(RecipeError, match=r"rows\.tokens"):
         extend(48, text)
     with pytest.raises(Reached):

@@ -38,11 +38,11 @@ def main(orders: dict[str, Any]) -> None:
     told = 0
     measure, keep_random_state = run.aligned_loss, run.RowTrainer._save_rng_state
 
-    def watched(model: Any, batch: Any, *more: Any) -> Any:
+    def watched(model: Any, batch: Any, *more: Any, **named: Any) -> Any:
         spread = any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in model.parameters())
         assert spread == ("config" in orders), "weights are sharded where a config asks for it"
         seen.extend(batch["input_ids"].tolist())
-        losses = measure(model, batch, *more)
+        losses = measure(model, batch, *more, **named)
         here = rank == orders.get("rank", 1)
         if here and len(seen) == orders.get("die_at"):
             os._exit(9)

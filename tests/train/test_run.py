@@ -289,8 +289,8 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_hurt(
     measure = run.aligned_loss
     calls = []
 
-    def poisoned(*given: Any) -> Any:
-        losses = measure(*given)
+    def poisoned(*given: Any, **named: Any) -> Any:
+        losses = measure(*given, **named)
         calls.append(len(calls))
         if len(calls) == 4:
             return losses.__class__(losses.weighted * np.nan, losses.weight, losses.by_segment)
@@ -464,8 +464,8 @@ def test_a_spike_of_the_loss_is_reported_with_its_rows(
 ) -> None:  # fmt: skip
     measure, calls = run.aligned_loss, []
 
-    def leaping(*given: Any) -> Any:
-        losses = measure(*given)
+    def leaping(*given: Any, **named: Any) -> Any:
+        losses = measure(*given, **named)
         calls.append(1)
         factor = 5 if len(calls) == 10 else 1
         return losses.__class__(losses.weighted * factor, losses.weight, losses.by_segment)
