@@ -29,15 +29,13 @@ def sample(seed: int = 0) -> dict[str, Any]:
     shared = {length: rng.normal(0, 0.3, 12) for length in LENGTHS}
     arms = []
     for name, label, trained, loss, needle in ARMS:
-        evaluation: dict[str, Any] = {"lengths": LENGTHS}
-        evaluation |= {key: {} for key in ("loss", "key_loss", "needle", "quote")}
+        evaluation: dict[str, Any] = {"lengths": LENGTHS, "loss": {}, "needle": {}, "quote": {}}
         for length in LENGTHS:
             past = length > 8192
             noise = shared[length] + rng.normal(0, 0.05, 12)
             nll = np.abs((needle if past else 0.45) + noise)
             digits = np.clip(1 - nll / 4, 0, 1)
             evaluation["loss"][str(length)] = interval((loss if past else 3.7) + noise)
-            evaluation["key_loss"][str(length)] = interval(nll + 2)
             evaluation["quote"][str(length)] = interval(nll + 1)
             evaluation["needle"][str(length)] = {
                 "nll": interval(nll),
