@@ -1,4 +1,4 @@
-"""The demo's tables in README.md and docs/results.md, and the README's figure, out of its record.
+"""The demo's tables and pictures in README.md and docs/results.md, out of its record.
 
     .venv/bin/python benchmarks/demo_table.py [RUN.json]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,15 @@ def figure(run: dict[str, Any]) -> figures.Drawing:
     return figures.Drawing("demo-digits", "Digit accuracy by length", "; ".join(said), drawn)
 
 
+def draw(run: dict[str, Any], folder: Path) -> None:
+    """The pictures that the pages show."""
+    needles = figures.needle_map(run)
+    assert needles is not None
+    for drawing in (figure(run), replace(needles, name="demo-needles")):
+        svg, _ = drawing.write(folder)
+        svg.unlink()
+
+
 TABLES = {"full": full, "at target": at_target}
 
 
@@ -124,9 +134,7 @@ def main() -> None:
     run = json.loads(record.read_text())
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         page.write_text(filled(page.read_text(), run))
-    for path in figure(run).write(PICTURES):
-        if path.suffix == ".svg":
-            path.unlink()
+    draw(run, PICTURES)
 
 
 if __name__ == "__main__":

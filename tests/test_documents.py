@@ -17,6 +17,7 @@ import click
 import pytest
 import typer
 import yaml
+from matplotlib.image import imread
 
 from endprompt import __version__, errors
 from endprompt.cli.app import app
@@ -135,6 +136,15 @@ def test_the_tables_of_the_demo_are_those_of_its_record(page: str) -> None:
     assert script["filled"](text, run) == text
     run["arms"][2]["evaluation"]["loss"][str(run["target"])]["mean"] += 0.01
     assert script["filled"](text, run) != text
+
+
+def test_the_pictures_of_the_demo_are_those_of_its_record(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "demo_table.py"))
+    script["draw"](json.loads(script["RECORD"].read_text()), tmp_path)
+    for made in sorted(tmp_path.iterdir()):
+        kept, drawn = imread(script["PICTURES"] / made.name), imread(made)
+        assert kept.shape == drawn.shape
+        assert abs(kept - drawn).mean() < 0.002, f"{made.name}: run benchmarks/demo_table.py"
 
 
 def test_the_readme_is_short() -> None:
