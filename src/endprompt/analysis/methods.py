@@ -122,13 +122,7 @@ at most 5 (Fang et al. 2025, "LongCE"). The model reads the short contexts witho
 | recipe | what it is | when to choose it | tokens a row | distances | share | far | cost |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
-    body = "".join(
-        f"| `{line.recipe.name}` | {line.recipe.summary} | {line.recipe.choose} | "
-        f"{line.row_tokens:,} | "
-        f"{written(line.intervals) if line.recipe.trained else 'none trained'} | "
-        f"{line.share:.1%} | {line.far:.1%} | {line.cost:.2f} |\n"
-        for line in lines
-    )
+    body = "".join(_row(line) for line in lines)
     sources = "".join(
         f"- **`{line.recipe.name}`** follows {line.recipe.source}."
         + (f" It departs: {line.recipe.departs}." if line.recipe.departs else "")
@@ -140,6 +134,16 @@ at most 5 (Fang et al. 2025, "LongCE"). The model reads the short contexts witho
         f"{head}{body}\n## Cues\n\nWhat `rows.kinds.terminal.cue` may name, beside cues of "
         f"installed packages:\n\n| cue | terminal |\n| --- | --- |\n{cues}"
         f"\n## Sources\n\n{sources}"
+    )
+
+
+def _row(line: Line) -> str:
+    """A line of the page's table."""
+    distances = written(line.intervals) if line.recipe.trained else "none trained"
+    return (
+        f"| `{line.recipe.name}` | {line.recipe.summary} | {line.recipe.choose} | "
+        f"{line.row_tokens:,} | {distances} | {line.share:.1%} | {line.far:.1%} | "
+        f"{line.cost:.2f} |\n"
     )
 
 
