@@ -21,7 +21,7 @@ def test_a_big_model_is_planned_from_its_config_alone(
                "gpt-oss": {}}[name]  # fmt: skip
     known.FAMILIES[name].read(**changes).save_pretrained(tmp_path / "model")
     done = endprompt("plan", tmp_path / "model", "--to", "256k", "--gpu", "h100:64",
-                     "--methods", "recall", "--json", tmp_path / "plan.json")  # fmt: skip
+                     "--methods", "recall-anchors", "--json", tmp_path / "plan.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
     weights = {"Llama 3.1, 3.3": 70.5e9, "gpt-oss": 20.9e9}[name]

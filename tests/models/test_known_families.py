@@ -277,7 +277,8 @@ def test_effective_frequencies_are_the_bases_divided(name: str) -> None:
     after, _ = rope.inverse_frequencies(
         wanted, family.base.rotary_size, length=TARGET, window=TINY_WINDOW
     )
-    s = rope.usual_headroom(rope.name_of(wanted), family.base) * TARGET / TINY_WINDOW
+    times = TARGET / TINY_WINDOW
+    s = times * rope.usual_headroom(rope.name_of(wanted), times, family.base)
     assert (after <= before * (1 + 1e-9)).all()
     assert (after >= before / s * (1 - 1e-9)).all()
     assert np.isclose(after[-1], before[-1] / s)

@@ -34,6 +34,7 @@ from endprompt.export.checkpoint import export
 from endprompt.export.reference import FILE
 from endprompt.models.tokenizer import load_tokenizer
 from finished_run import TARGET, make_run
+from tiny_checkpoint import WINDOW
 
 WEIGHTS = "model.safetensors"
 Damage = Callable[[Path], None]
@@ -223,6 +224,14 @@ def places(tiny: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
 
 
+def wide(model: Path) -> Path:
+    """The model with a window that holds some needles."""
+    config = json.loads((model / "config.json").read_text())
+    if config["max_position_embeddings"] == WINDOW:
+        settings("config.json", max_position_embeddings=1024)(model)
+    return model
+
+
 def run_of(model: Path, tmp: Path, places: Places) -> Path:
     """A run whose base and trained checkpoint are the model."""
     run = shutil.copytree(places.run, tmp / "run")
@@ -255,6 +264,10 @@ VERBS: dict[str, Callable[[Path, Path, Places], list[object]]] = {
     "extend": lambda model, tmp, places: [
         "extend", model, "--to", TARGET, "--text", places.text, "--out", tmp / "out", *SHORT,
         "--needles", 1, "--lengths", 512, "--method", "endprompt",
+    ],
+    "tune-scaling": lambda model, tmp, places: [
+        "tune-scaling", wide(model), "--to", 2048, "--text", places.text, "--out", tmp / "out",
+        "--scaling", "yarn", "--rows", 4, "--needles", 4, "--verify", 1,
     ],
     "inspect": lambda model, tmp, places: [
         "inspect", model, "--to", TARGET, "--tokens", 64, "--text", places.text / "one.txt",
