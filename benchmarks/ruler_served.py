@@ -29,14 +29,14 @@ TASKS = "niah_single_1,niah_multikey_2,vt,cwe,fwe"
 
 
 def evaluate(
-    model: Path, url: str | None, out: Path, lengths: str, samples: int, dtype: str
+    model: Path, url: str | None, out: Path, lengths: str, samples: int, dtype: str, seed: int = 42
 ) -> float:
     """Seconds of `eval run`, through the server or here."""
     where = (NAME, "--server", url, "--tokenizer", model) if url else (model,)
     began = time.monotonic()
     done = endprompt(
         "eval", "run", *where, "--tasks", "ruler", "--ruler-tasks", TASKS, "--lengths",
-        lengths, "--samples", samples, "--dtype", dtype, "--out", out,
+        lengths, "--samples", samples, "--seed", seed, "--dtype", dtype, "--out", out,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"eval run failed: {done.stderr or done.stdout}")
@@ -50,7 +50,8 @@ def measure(python: Path, lengths: str, samples: int, dtype: str, work: Path) ->
     began = time.monotonic()
     with starter(python)(model, 8192, dtype, work) as url:
         up = time.monotonic() - began
-        evaluate(model, url, work / "warm", lengths, 1, dtype)
+        # other prompts: vLLM keeps what it has read
+        evaluate(model, url, work / "warm", lengths, 1, dtype, seed=43)
         served = evaluate(model, url, work / "served", lengths, samples, dtype)
     mine, theirs = answers(work / "here"), answers(work / "served")
     return {
