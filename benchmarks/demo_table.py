@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/demo_table.py [RUN.json]
 
-RUN.json is what `endprompt extend --controls` leaves as run.json; without it, the committed one is
-taken. A table stands between `<!-- demo: NAME -->` and `<!-- end -->` and is replaced; the numbers
-around it are not, and have to be gone over by hand.
+RUN.json is what `endprompt extend --controls` leaves as run.json: it becomes the record, with the
+user's home as ~. Without it, the committed record is taken. A table stands between
+`<!-- demo: NAME -->` and `<!-- end -->` and is replaced; the numbers around it are not, and have
+to be gone over by hand.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ def filled(page: str, run: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    record = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORD
-    run = json.loads(record.read_text())
+    if len(sys.argv) > 1:
+        RECORD.write_text(Path(sys.argv[1]).read_text().replace(str(Path.home()), "~"))
+    run = json.loads(RECORD.read_text())
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         page.write_text(filled(page.read_text(), run))
     draw(run, PICTURES)

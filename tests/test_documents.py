@@ -147,6 +147,14 @@ def test_the_pictures_of_the_demo_are_those_of_its_record(tmp_path: Path) -> Non
         assert abs(kept - drawn).mean() < 0.002, f"{made.name}: run benchmarks/demo_table.py"
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").rglob("*.json")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_results_name_no_folder_of_the_machine_that_made_them(file: Path) -> None:
+    assert (
+        re.findall(r"(?<![\w~.])/(?:root|home|tmp|work|opt|Users)/[^\"]*", file.read_text()) == []
+    )
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("![") == 1
