@@ -11,7 +11,6 @@ from tiny_lm import tiny_engine, tiny_model, tiny_tokenizer
 
 from endprompt.errors import EvaluationError
 from endprompt.eval.engine import Coder, Context
-from endprompt.eval.key_tokens import KeyFinder, RecordedKeys
 from endprompt.eval.needle import (
     SNAP,
     keys_and_answers,
@@ -22,6 +21,7 @@ from endprompt.eval.needle import (
 )
 from endprompt.eval.perplexity import loss_by_position
 from endprompt.eval.window import WindowCheck, require_room, window_check
+from endprompt.eval.window_keys import KeyFinder, RecordedKeys
 from endprompt.io import records
 from endprompt.record import Window
 

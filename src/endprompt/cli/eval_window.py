@@ -12,8 +12,8 @@ from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
     from endprompt.eval.engine import Engine
-    from endprompt.eval.key_tokens import KeyFinder, RecordedKeys
     from endprompt.eval.window import LengthSummary
+    from endprompt.eval.window_keys import KeyFinder, RecordedKeys
 
 
 def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> None:
@@ -116,7 +116,7 @@ def register(_data: typer.Typer, _score: typer.Typer, eval_app: typer.Typer) -> 
 
 def _recorded(keys: Path | None, evaluator: str) -> RecordedKeys | None:
     from endprompt.errors import EvaluationError
-    from endprompt.eval.key_tokens import RecordedKeys
+    from endprompt.eval.window_keys import RecordedKeys
     from endprompt.io import records
     from endprompt.record import Window
 
@@ -128,7 +128,8 @@ def _recorded(keys: Path | None, evaluator: str) -> RecordedKeys | None:
 
 
 def _finder(engine: Engine, model: str, evaluator: str, dtype: str) -> KeyFinder | None:
-    from endprompt.eval.key_tokens import KeyFinder, require_same_tokenizer
+    from endprompt.eval.key_tokens import require_same_tokenizer
+    from endprompt.eval.window_keys import KeyFinder
 
     if not evaluator:
         return None

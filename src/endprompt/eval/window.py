@@ -21,14 +21,6 @@ from pydantic import Field
 
 from endprompt.distances import by_quarter
 from endprompt.errors import EvaluationError
-from endprompt.eval.key_tokens import (
-    KeyFinder,
-    KeySearch,
-    KeyToken,
-    RecordedKeys,
-    haystack_hash,
-    losses_on,
-)
 from endprompt.eval.needle import (
     ADJECTIVES,
     NOUNS,
@@ -52,6 +44,14 @@ from endprompt.eval.perplexity import (
     losses_at,
     losses_in_bins,
     with_start,
+)
+from endprompt.eval.window_keys import (
+    KeyFinder,
+    KeySearch,
+    KeyToken,
+    RecordedKeys,
+    haystack_hash,
+    losses_on,
 )
 from endprompt.io.files import sha256_of
 from endprompt.io.provenance import Computation
