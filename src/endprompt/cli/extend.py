@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from endprompt.cli import eval_screen
+from endprompt.cli import defaults, eval_screen
 from endprompt.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -20,18 +20,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def extend(
-        model: str | None = typer.Argument(
-            None,
-            help="Checkpoint folder, GGUF file or hub name. Default: SmolLM2-135M-Instruct out of "
-            "a package.",
-        ),
+        model: str | None = defaults.MODEL,
         to: str = typer.Option("16k", "--to", metavar="TOKENS", help="Target window, as 64k."),
-        text: list[str] = typer.Option(
-            [],
-            "--text",
-            help="File, folder, glob or hub data set; may be repeated. Default: the King James "
-            "Bible out of a package.",
-        ),
+        text: list[str] = defaults.TEXT,
         chat: bool = typer.Option(
             False, "--chat", help="Rows are chats (`messages`): write them with the chat template."
         ),
