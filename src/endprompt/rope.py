@@ -42,7 +42,7 @@ Turning = tuple[Floats, float]
 """Radians per position of each pair, float64[D/2], and the factor on cos and sin."""
 UNLIMITED = 10**9
 """Tokenizers that name no length hold a number above this."""
-ALONE = 2
+NO_HEADROOM_UP_TO = 2
 """L / L0 up to which training alone reaches the farthest distances (docs/results.md)."""
 HEADROOM_KEY = "rope_headroom"
 """Where the config of an extended model tells the next extension how much headroom it has."""
@@ -95,7 +95,7 @@ class Rule:
     obstacle   (engine, parameters, model type, window written to the config) to why the engine
                can't express it, or ""
     headroom   the factor as a multiple of L / L0, where a recipe leaves it open and L / L0 is above
-               `ALONE`: the best that was measured (docs/lab.md), 1 where nothing was
+               `NO_HEADROOM_UP_TO`: the best that was measured (docs/lab.md), 1 where nothing was
     """
 
     rope_type: str
@@ -217,13 +217,13 @@ def check_scaling(model_type: str, scaling: str) -> None:
 def usual_headroom(scaling: str, times: float, base: Base | None = None) -> float:
     """The headroom of a rule for a window `times` as long, less what the base has already.
 
-    A window extended twice so has the factor of one step, unless a step is within `ALONE`.
+    A window extended twice so has the factor of one step, unless both steps have none.
 
     >>> usual_headroom("yarn", 8), usual_headroom("yarn", 2), usual_headroom("pi", 8)
     (1.5, 1.0, 1.0)
     """
     rule = RULES.get(scaling)
-    headroom = rule.headroom if rule and times > ALONE else 1.0
+    headroom = rule.headroom if rule and times > NO_HEADROOM_UP_TO else 1.0
     return headroom / min(headroom, max(1.0, base.headroom)) if base else headroom
 
 

@@ -91,11 +91,10 @@ def markdown() -> str:
             refused.append(f"| {name} | `{entry.example}` | {error} |\n")
             continue
         scaling = family.suited("yarn")
-        headroom = rope.usual_headroom(scaling, 2, family.base)
-        s = rope.factor(family.base.window, target, headroom)
+        s = rope.factor(family.base.window, target)
         wanted = rope.parameters(family.base, scaling, s)
         rows = layer_rows(family, wanted, target)
-        config = families.scaled_config(config, wanted, family.base, target, headroom)
+        config = families.scaled_config(config, wanted, family.base, target)
         without = ", ".join(unable(engines.read_of(config))) or "none"
         columns = ["<br>".join(column) for column in zip(*rows, strict=True)]
         cells = [*columns, balance_words(config) or "no experts", without]
