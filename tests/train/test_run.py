@@ -335,20 +335,22 @@ class WaitsOfAPass(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("teaching", "readers"), [("text", 1), ("base", 2)])
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [({}, 1), ({"training.prefix_loss": "base"}, 2), ({"training.label_weights": "gain"}, 2)],
+)
 def test_a_gpu_is_waited_for_once_a_step_and_not_in_every_pass(
-    teaching: str, readers: int, tiny: Path, documents: TokenDocuments, tmp_path: Path,
+    changes: dict[str, Any], reads: int, tiny: Path, documents: TokenDocuments, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(run, "TOKENS_AT_ONCE", 128)
-    changes = {"training.tokens_per_step": 512, "training.tokens": 512 * 3}
-    changes["training.prefix_loss"] = teaching
+    changes = {"training.tokens_per_step": 512, "training.tokens": 512 * 3, **changes}
     with WaitsOfAPass() as waits:
         run.train(
             a_recipe(**changes), model=str(tiny), documents=documents, target=TARGET, out=tmp_path
         )
     # Transformers asks in every pass whether a row is padded, as it does for its own Trainer
-    of_transformers = {"_ignore_causal_mask_sdpa": 12 * readers}
+    of_transformers = {"_ignore_causal_mask_sdpa": 12 * reads}
     assert waits.found == {"_require_finite": 3, **of_transformers}
 
 
