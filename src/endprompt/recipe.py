@@ -223,7 +223,7 @@ class Rows(Settings):
     `auto`: as many as gap_keys, 8192 at most."""
     far_weight: Weight = 0.0
     """Loss weight, in the mean, that tokens with a quarter of the target and more before them have
-    above their own; of the two octaves from there the rarer one gets more (EXACT: 0.15)."""
+    above their own; of the two octaves from there the rarer one gets more."""
     kinds: tuple[Kind, ...] = (Kind(),)
 
     @model_validator(mode="after")

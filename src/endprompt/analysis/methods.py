@@ -101,7 +101,7 @@ Anchors are measured with a stand-in tokenizer (a token a word), so that ends of
 by some tokens from those of a real one.
 
 `rope.headroom` sets the RoPE factor as a multiple of L / L0, at no cost. Unless it is set it is
-{usual} where L / L0 is above {rope.ALONE}, 1 elsewhere
+{usual} where L / L0 is above {rope.NO_HEADROOM_UP_TO}, 1 elsewhere
 ([what it gave](results.md#a-rope-factor-above-l-l0)).
 
 `rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run
@@ -113,10 +113,12 @@ evenly. They have no gradient. The cost is that of attention to them, whose forw
 twice so that no turned key is kept in memory; `endprompt plan` shows the bytes.
 
 `rows.far_weight` puts more loss weight on tokens with a quarter of the target and more before them:
-the given number in the mean, more in the rarer of the two octaves (Zhu et al. 2026, "EXACT": 0.15),
-at next to no cost. `training.label_weights: gain` multiplies the weight of each token by how many
-times likelier it is given all of the row than given a short context, a quarter to half of a row,
-at most 5 (Fang et al. 2025, "LongCE"). The model reads the short contexts without a gradient:
+the given number in the mean, more in the rarer of the two octaves, at next to no cost (after the
+abstract of Zhu et al. 2026, "EXACT"; where the tail begins and how rarity counts is ours).
+
+`training.label_weights: gain` multiplies the weight of each token by how many times likelier it is
+given all of the row than given a short context, a quarter to half of a row, at most 5 (Fang et al.
+2025, "LongCE"). The model reads the short contexts without a gradient:
 {gain:.2f} times the operations of `short`.
 
 | recipe | what it is | when to choose it | tokens a row | distances | share | far | cost |

@@ -1,9 +1,10 @@
 """More loss weight on tokens with much context before them, the rarer the more.
 
-Zhu et al. 2026, "Where Does Long-Context Supervision Actually Go?" (EXACT, arXiv 2605.10544): the
-context of a token is what it can attend to, here counted in positions, so that a jump counts as
-the text it stands for. The tail are tokens with a quarter of the target and more. Of octaves b of
-the tail, with shares q_b of its tokens,
+After the abstract of Zhu et al. 2026, "Where Does Long-Context Supervision Actually Go?" (EXACT,
+arXiv 2605.10544): a fixed extra weight for targets with a long context, given out by inverse
+frequency within that tail. The rest is ours: a token's context is counted in positions, so that a
+jump counts as the text it stands for; the tail begins at a quarter of the target; of its octaves b,
+with shares q_b of its tokens,
 
     w_b = 1 + far_weight * r_b / sum(q * r),    r_b = q_b ** -0.5
 
