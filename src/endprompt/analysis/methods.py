@@ -100,8 +100,8 @@ backward for {model}.
 Anchors are measured with a stand-in tokenizer (a token a word), so that ends of intervals differ
 by some tokens from those of a real one.
 
-`rope.headroom` sets the RoPE factor as a multiple of L / L0, at no cost. Unless it is set it is
-{usual} where L / L0 is above {rope.NO_HEADROOM_UP_TO}, 1 elsewhere
+`rope.headroom` sets the RoPE factor as a multiple of L / L0, at no cost. If L / L0 is above
+{rope.NO_HEADROOM_UP_TO}, the default is {usual}; it is 1 in all other cases
 ([what it gave](results.md#a-rope-factor-above-l-l0)).
 
 `rows.gaps: filled` works with every recipe that jumps: keys and values of other text of the run

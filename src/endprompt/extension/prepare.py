@@ -274,6 +274,7 @@ def first_rows(request: Request, arms: Sequence[Arm], model: str) -> dict[str, l
 
 
 def link(model: str, arm: Arm, request: Request) -> None:
+    """Make the checkpoint of an untrained arm: the base's weights linked, its own config."""
     from endprompt.models import checkpoint as models
 
     folder = request.out / "arms" / arm.name / "model"
