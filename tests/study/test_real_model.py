@@ -150,6 +150,8 @@ def test_the_proof_has_its_arms_on_both_texts_and_seeds(wide: Path, tmp_path: Pa
     untrained = [name for name in study.arms if name not in trained]
     assert len(units) == 2 * len(untrained) + 2 * 2 * len(trained)
     assert len({model.result(unit) for unit in units}) == len(units)
+    first = [unit.text for unit in units[: len(study.arms)]]
+    assert set(first) == {study.real_model.texts[0]}  # a whole table before the second text
     for unit in units:
         recipe = model.recipe(study, unit.arm, unit.seed)
         if recipe.trained:

@@ -109,19 +109,20 @@ class Model(Results):
         return digests.of_model(self._model)
 
     def units(self) -> list[Unit]:
-        """Everything that the studies need, equal arms once: untrained arms, then seed by seed."""
+        """Everything that the studies need, equal arms once.
+
+        Seed by seed and text by text, so that the first text's table is whole early.
+        """
+        texts = dict.fromkeys(text for study in self._studies for text in study.real_model.texts)
         units: dict[Path, Unit] = {}
-        for seed in (
-            None,
-            *range(max((any_study.real_model.seeds for any_study in self._studies), default=1)),
-        ):
-            for study in self._studies:
-                if seed is not None and seed >= study.real_model.seeds:
-                    continue
-                for name, arm in study.arms_at(SCALE).items():
-                    if arm.built().trained == (seed is not None):
-                        for text in study.real_model.texts:
-                            unit = Unit(study, name, arm, text, seed)
+        for seed in range(max((study.real_model.seeds for study in self._studies), default=0)):
+            for text in texts:
+                for study in self._studies:
+                    own = study.real_model
+                    if text in own.texts and seed < own.seeds:
+                        for name, arm in study.arms_at(SCALE).items():
+                            trained = arm.built().trained
+                            unit = Unit(study, name, arm, text, seed if trained else None)
                             units.setdefault(self.result(unit), unit)
         return list(units.values())
 
