@@ -255,6 +255,9 @@ class Rows(Settings):
         }
 
 
+Divergence = Literal["forward", "reverse", "cosine"]
+
+
 class Training(Settings):
     """Amount and optimizer. The defaults are the paper's but for the amount of tokens."""
 
@@ -277,8 +280,9 @@ class Training(Settings):
     """`base`: prefix tokens are held to what the base says of the row at contiguous positions
     (Kullback-Leibler divergence), in place of the text. The base is read beside the model.
     `view`: to the text, and to what the model itself says of the row at contiguous positions."""
-    divergence: Literal["forward", "reverse"] = "forward"
-    """Of a teacher t and the model m: forward is KL(t || m), reverse KL(m || t)."""
+    divergence: Divergence = "forward"
+    """Of a teacher t and the model m: forward is KL(t || m), reverse KL(m || t), of what they say
+    of a token. `cosine` compares their last hidden states (LongReD)."""
     label_weights: Literal["rows", "gain"] = "rows"
     """`gain`: beside the weight that a row gives it, each token weighs by how much likelier the row
     makes it than the last quarter of a row before it does, five times at most (LongCE). The model

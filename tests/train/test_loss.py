@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from endprompt.data.rows import PREFIX, TERMINAL
+from endprompt.recipe import Divergence
 from endprompt.train import loss
 
 SIZES = {
@@ -166,10 +167,10 @@ def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
     assert found.by_segment[PREFIX, 0].item() == pytest.approx(shown, rel=1e-5)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("divergence", get_args(Divergence))
 @pytest.mark.parametrize("own", [False, True])
 def test_a_view_with_jumps_is_held_to_one_without_in_either_direction(
-    own: bool, reverse: bool
+    own: bool, divergence: Divergence
 ) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
@@ -180,7 +181,18 @@ def test_a_view_with_jumps_is_held_to_one_without_in_either_direction(
     near = columns | {"position_ids": torch.arange(40)[None]}
     said = model(**columns).logits.double().log_softmax(-1)[:, :-1]
     told = teacher(**near).logits.double().log_softmax(-1)[:, :-1].detach()
-    apart = said.exp() * (said - told) if reverse else told.exp() * (told - said)
+    if divergence == "cosine":
+        last, base = (
+            each(**rows, output_hidden_states=True).hidden_states[-1].double()[:, :-1]
+            for each, rows in ((model, columns), (teacher, near))
+        )
+        base = base.detach()
+        cosine = (last * base).sum(-1) / (last.norm(dim=-1) * base.norm(dim=-1))
+        apart = 10 * (1 - cosine)[..., None]
+    else:
+        apart = (
+            told.exp() * (told - said) if divergence == "forward" else said.exp() * (said - told)
+        )
     used = (batch["loss_weights"] * batch["attention_mask"])[:, 1:].double()
     prefix, plain = batch["segments"][:, 1:] == PREFIX, reference(model, batch)
     held = apart.sum(-1) + (plain if own else 0)
@@ -189,7 +201,7 @@ def test_a_view_with_jumps_is_held_to_one_without_in_either_direction(
     gradient = model.model.layers[0].self_attn.q_proj.weight.grad.clone()
     model.zero_grad()
 
-    teaching = loss.Teacher(None if own else teacher, reverse)
+    teaching = loss.Teacher(None if own else teacher, divergence)
     found = with_teacher(model, batch, teaching)
     found.weighted.backward()
 

@@ -17,9 +17,12 @@ from endprompt.cost.flops import short_reads
 from endprompt.cost.memory import CHUNK_TOKENS
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.models import masks
+from endprompt.recipe import Divergence
 from endprompt.train import router
 from endprompt.train.gaps import FilledGaps
 
+COSINE_WEIGHT = 10.0
+"""Nats for each unit of cosine (LongReD's script)."""
 GAIN_CAP = 5.0
 """What a token weighs at most by its gain from far context (gamma in LongCE)."""
 SUMS = 4
@@ -108,11 +111,13 @@ class Teacher:
     model    the base, in place of the text. It reads the row at contiguous positions, without a
              gradient. None: the model that trains, so read, and the text as well ("RoPE-perturbed
              self-distillation", arXiv 2604.14339)
-    reverse  KL(model || teacher) in place of KL(teacher || model)
+    divergence  `forward` KL(teacher || model), `reverse` KL(model || teacher), or `cosine`: of the
+             last hidden states, `COSINE_WEIGHT` times one less their cosine (Dong et al. 2025,
+             "LongReD", the script of its short-to-long distillation)
     """
 
     model: Any = None
-    reverse: bool = False
+    divergence: Divergence = "forward"
 
 
 def weighted_loss(
@@ -363,10 +368,14 @@ def teacher_losses(
     def of_chunk(hidden: Tensor, labels: Tensor, base: Tensor, prefix: Tensor) -> Tensor:
         said = _logits(hidden, head, cap).log_softmax(-1)
         plain = F.nll_loss(said, labels, reduction="none")
-        with torch.no_grad():
-            known = _logits(base, teacher_head, cap).log_softmax(-1)
-        pair = (known, said) if teacher.reverse else (said, known)
-        apart = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
+        if teacher.divergence == "cosine":
+            cosine = F.cosine_similarity(hidden.float(), base.float(), dim=-1)
+            apart = COSINE_WEIGHT * (1 - cosine)
+        else:
+            with torch.no_grad():
+                known = _logits(base, teacher_head, cap).log_softmax(-1)
+            pair = (known, said) if teacher.divergence == "reverse" else (said, known)
+            apart = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
         if teacher.model is None:
             apart = apart + plain
         return torch.stack([torch.where(prefix, apart, plain), plain.detach()])

@@ -294,15 +294,14 @@ def _teacher_and_bank(
 ) -> tuple[Teacher | None, gaps.Bank | None]:
     """The teacher, and the bank that the base read for gaps; None where not needed."""
     training = recipe.training
-    reverse = training.divergence == "reverse"
-    teacher = Teacher(None, reverse) if training.prefix_loss == "view" else None
+    teacher = Teacher(None, training.divergence) if training.prefix_loss == "view" else None
     distils = training.prefix_loss == "base"
     if not distils and rows.filler is None:
         return teacher, None
     dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
     base = models.load(model, models.load_config(model), dtype=dtype)
     if distils:
-        teacher = Teacher(base, reverse)
+        teacher = Teacher(base, training.divergence)
     if rows.filler is None:
         return teacher, None
     return teacher, gaps.read(base.to(_device()), family, rows.filler.pieces)
