@@ -38,7 +38,7 @@ class Screen:
         )
         self._tasks: dict[str, Any] = {}
         self._told: dict[str, int] = {}
-        self._began: dict[str, float] = {}
+        self._first: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> Screen:
         self._bars.start()
@@ -102,7 +102,6 @@ class Screen:
             return
         if not state:
             return
-        self._began.setdefault(job.name, time.monotonic())
         detail = "  ".join(
             f"{key.removesuffix('_loss')} {state[key]:.3f}"
             for key in ("prefix_loss", "terminal_loss")
@@ -111,10 +110,11 @@ class Screen:
         self._bars.update(
             self._tasks[job.name], total=state["total"], completed=state["done"], detail=detail
         )
-        share = state["done"] / max(state["total"], 1e-9)
-        spent = time.monotonic() - self._began[job.name]
-        if 0 < share < 1 and spent > 0:
-            left = spent * (1 - share) / share / 60
+        share, now = state["done"] / max(state["total"], 1e-9), time.monotonic()
+        # the first state comes late, and what a resumed job had then took no time
+        began, had = self._first.setdefault(job.name, (now, share))
+        if had < share < 1:
+            left = (now - began) * (1 - share) / (share - had) / 60
             self._line(job, int(share * QUARTERS), f"{share:.0%}, {left:.1f} min left  {detail}")
 
     def part(self, name: str, done: float, total: float) -> None:
