@@ -8,6 +8,7 @@ import pytest
 from endprompt.compare import answers
 from endprompt.compare.progress import State, Tally
 from endprompt.compare.results import Result, Scores, joined
+from endprompt.distances import by_quarter
 from endprompt.record import Key, Window
 from endprompt.stats import Estimate
 
@@ -58,7 +59,8 @@ def test_a_window_check_gives_every_score_by_length_in_the_order_of_its_question
     needle = {"nll_per_token": 2.0, "digits_right": 0.5, "hit": False}
     check = Window.model_validate(
         {
-            "lengths": [8, 16], "last": 4, "seed": 0, "texts": ["x"], "curve": [],
+            "lengths": [8, 16], "last": 4, "seed": 0, "texts": ["x"],
+            "curve": [{"start": n, "end": n + 4, "nll": n} for n in (0, 4, 8, 12)],
             "losses": [{"length": 8, "nll": 3.0}, {"length": 16, "nll": 4.0}],
             "needles": [{"length": 16, "depth": depth, **needle} for depth in (0.75, 0.25)],
             "quotes": [{"length": 16, "nll": 1.0}],
@@ -71,6 +73,8 @@ def test_a_window_check_gives_every_score_by_length_in_the_order_of_its_question
     assert asked["hits", 16] == [(0.75, 0.0), (0.25, 0.0)]
     assert [value for _, value in asked["recall", 16]] == [1.0]
     assert asked["needles", 8] == []
+    assert asked["text-loss", 8] == [(0.75, 0.0), (0.25, 4.0)]
+    assert by_quarter(asked["text-loss", 16])[0] == [12.0]  # the end of the text
     assert ("key-loss", 16) not in asked
     keys = [{"document": 0, "length": 16, "position": n, "nll": n / 4} for n in (13, 14)]
     searched = check.model_copy(

@@ -14,7 +14,8 @@ UNTAUGHT = {"untaught/": "right", "untaught-loss/": "nll"}
 def of_window(window: Window) -> dict[tuple[str, int], Answers]:
     """Losses, needles (nats per token, digit accuracy, exact match), recall of a window check.
 
-    Also losses on key tokens, where they were looked for.
+    `text-loss` is of the whole text, bin by bin: at depth 0 stands its end, whose tokens have
+    distances up to the length. Also losses on key tokens, where they were looked for.
     """
     answers: dict[tuple[str, int], Answers] = {}
     for length in window.lengths:
@@ -22,6 +23,11 @@ def of_window(window: Window) -> dict[tuple[str, int], Answers]:
         answers |= {
             ("loss", length): [
                 (NO_DEPTH, loss.nll) for loss in window.losses if loss.length == length
+            ],
+            ("text-loss", length): [
+                (1 - (part.start + part.end) / 2 / length, part.nll)
+                for part in window.curve
+                if part.end <= length
             ],
             ("recall", length): [
                 (NO_DEPTH, quote.nll) for quote in window.quotes if quote.length == length

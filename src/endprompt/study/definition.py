@@ -24,13 +24,14 @@ SHIPPED = Path(__file__).parents[1] / "studies"
 Scale = Literal["lab", "smollm2", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 Benchmark = Literal[
-    "ruler", "longbench", "short", "loss", "key-loss", "needles", "needle-loss", "recall",
-    "untaught", "untaught-loss", "seconds", "flops", "memory",
+    "ruler", "longbench", "short", "loss", "text-loss", "key-loss", "needles", "needle-loss",
+    "recall", "untaught", "untaught-loss", "seconds", "flops", "memory",
 ]  # fmt: skip
 KEY_LOSS = "key-loss"
 """Nats per token that gains from far context by the study's model: evaluations take longer."""
-WINDOW_CHECK = ("loss", KEY_LOSS, "needles", "needle-loss", "recall")
-"""Nats per token of text, and per key token; digits of needles that are right, and their nats; nats
+WINDOW_CHECK = ("loss", "text-loss", KEY_LOSS, "needles", "needle-loss", "recall")
+"""Nats per token of a text's last 256, of all of it (its farthest quarter is its end), and per key
+token; digits of needles that are right, and their nats; nats
 of quotes."""
 UNTAUGHT = ("untaught", "untaught-loss")
 """Answers right, and their nats, of tasks that no row teaches."""

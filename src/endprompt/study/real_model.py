@@ -56,6 +56,7 @@ RULER_SAMPLES = 5
 """A task and length."""
 MEASURED = {
     "loss": ("loss", 1.0),
+    "text-loss": ("text-loss", 1.0),
     KEY_LOSS: ("key-loss", 1.0),
     "recall": ("recall", 1.0),
     "needles": ("needles", PERCENT),
