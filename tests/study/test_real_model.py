@@ -101,6 +101,7 @@ def test_every_arm_leaves_one_small_file_and_no_weights(finished: Model) -> None
         found = json.loads(path.read_text())
         assert {"training", "window", "untaught", "recipe", "provenance"} <= found.keys()
         assert path.stat().st_size < 100_000
+        assert f"{path.parent.parent}" not in path.read_text(), "it may be committed"
     folder = paths[0].parent.parent
     assert not list(folder.glob("runs/*"))
     assert not list(folder.rglob("*.safetensors"))
