@@ -347,8 +347,8 @@ class Model(Results):
         }
         for kind, shape in (("window", Window), ("untaught", Untaught)):
             if (run / f"{kind}.json").is_file():
-                found = records.read(run / f"{kind}.json", shape).plain()
-                record[kind] = found | {"model": self._name(unit)}  # the folder goes
+                evaluation = records.read(run / f"{kind}.json", shape).plain()
+                record[kind] = evaluation | {"model": self._name(unit)}  # the folder goes
         files.write_json(self.result(unit), record)
         shutil.rmtree(run)
 
