@@ -111,7 +111,7 @@ class Screen:
             self._tasks[job.name], total=state["total"], completed=state["done"], detail=detail
         )
         share, now = state["done"] / max(state["total"], 1e-9), time.monotonic()
-        # the first state comes late, and what a resumed job had then took no time
+        # a resumed job starts ahead: its speed is that since the first report
         began, had = self._first.setdefault(job.name, (now, share))
         if had < share < 1:
             left = (now - began) * (1 - share) / (share - had) / 60

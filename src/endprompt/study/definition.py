@@ -30,9 +30,8 @@ Benchmark = Literal[
 KEY_LOSS = "key-loss"
 """Nats per token that gains from far context by the study's model: evaluations take longer."""
 WINDOW_CHECK = ("loss", "text-loss", KEY_LOSS, "needles", "needle-loss", "recall")
-"""Nats per token of a text's last 256, of all of it (its farthest quarter is its end), and per key
-token; digits of needles that are right, and their nats; nats
-of quotes."""
+"""Nats per token: of a text's last 256 tokens, of all of it (its farthest quarter is its end), of
+its key tokens. Digits of needles that are right, and their nats; nats of quotes."""
 UNTAUGHT = ("untaught", "untaught-loss")
 """Answers right, and their nats, of tasks that no row teaches."""
 QUARTERS = ("farthest", "third", "second", "nearest")

@@ -22,7 +22,7 @@ from endprompt.train import router
 from endprompt.train.gaps import FilledGaps
 
 COSINE_WEIGHT = 10.0
-"""Nats for each unit of cosine (LongReD's script)."""
+"""Weight of the cosine distance against a token's loss in nats (LongReD's script)."""
 GAIN_CAP = 5.0
 """What a token weighs at most by its gain from far context (gamma in LongCE)."""
 SUMS = 4
@@ -108,12 +108,12 @@ class Labels:
 class Teacher:
     """What the prefix tokens are distilled from (Hinton et al. 2015).
 
-    model    the base, in place of the text. It reads the row at contiguous positions, without a
-             gradient. None: the model that trains, so read, and the text as well ("RoPE-perturbed
-             self-distillation", arXiv 2604.14339)
-    divergence  `forward` KL(teacher || model), `reverse` KL(model || teacher), or `cosine`: of the
-             last hidden states, `COSINE_WEIGHT` times one less their cosine (Dong et al. 2025,
-             "LongReD", the script of its short-to-long distillation)
+    model       the base, in place of the text. It reads the row at contiguous positions, without
+                a gradient. None: the model that trains, so read, and the text as well
+                ("RoPE-perturbed self-distillation", arXiv 2604.14339)
+    divergence  `forward` is KL(teacher || model), `reverse` KL(model || teacher), `cosine`
+                COSINE_WEIGHT * (1 - cosine) of their last hidden states (Dong et al. 2025,
+                "LongReD", as in the released script for its short-to-long distillation)
     """
 
     model: Any = None
