@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from endprompt.eval import bf16_attention
+
 NAME = "sdpa_in_chunks"
 HALF = (torch.bfloat16, torch.float16)
 
@@ -54,6 +56,9 @@ def attend(
     For tensors that `fits`: it calls the kernels that give log-sum-exps.
     """
     B, H, T, D = query_BHTD.shape
+    if bf16_attention.suits(query_BHTD):
+        scale = D**-0.5 if scale is None else scale
+        return bf16_attention.attend(query_BHTD, key_BKSD, value_BKSD, scale=scale, own_TT=own_TT)
     K, past = key_BKSD.shape[1], key_BKSD.shape[2] - T
     # Heads that share keys are queries of one head for what all of them see.
     packed = query_BHTD.reshape(B, K, H // K * T, D)

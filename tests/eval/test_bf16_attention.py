@@ -1,0 +1,100 @@
+"""Attention by bfloat16 matmuls is attention, about as exact as torch's kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from endprompt.eval import bf16_attention, chunk_attention
+
+
+def drawn(
+    B: int, H: int, K: int, T: int, S: int, D: int, spread: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, and keys and values that are parts of larger buffers, as in a cache with room."""
+    query = (spread * torch.randn(B, H, T, D)).bfloat16()
+    key, value = (torch.randn(B, K, S + 9, D).bfloat16()[:, :, :S] for _ in range(2))
+    return query, key, value
+
+
+def exact(query: Tensor, key: Tensor, value: Tensor, sees_TT: Tensor, scale: float) -> Tensor:
+    """float64, with a mask of everything."""
+    mask = F.pad(sees_TT, (key.shape[2] - query.shape[2], 0), value=True)
+    parts = (query.double(), key.double(), value.double())
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def error(out: Tensor, expected: Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 2),
+    key_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    tokens=st.integers(1, 40),
+    past=st.integers(0, 600),
+    size=st.sampled_from([8, 24, 64]),
+    block_bytes=st.sampled_from([1, 2000, 10**6]),
+    seed=st.integers(0, 99),
+)
+def test_it_is_causal_attention_whatever_the_blocks(
+    rows: int, key_heads: int, group: int, tokens: int, past: int, size: int, block_bytes: int,
+    seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    H, S = key_heads * group, past + tokens
+    given = drawn(rows, H, key_heads, tokens, S, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bf16_attention, "SCORE_BYTES", block_bytes)
+        patch.setattr(bf16_attention, "LEAST_ROWS", 1)
+        out = bf16_attention.attend(*given, scale=0.3, own_TT=None)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    assert out.dtype == torch.bfloat16
+    assert error(out, exact(*given, causal, 0.3)) < 0.01
+
+
+def test_questions_apart_see_the_context_and_themselves() -> None:
+    torch.manual_seed(0)
+    given = drawn(1, 6, 2, 9, 50, 16)
+    own = torch.block_diag(torch.ones(4, 4), torch.ones(5, 5)).bool().tril()
+    out = bf16_attention.attend(*given, scale=0.25, own_TT=own)
+    assert error(out, exact(*given, own, 0.25)) < 0.01
+
+
+def test_large_scores_cost_no_precision() -> None:
+    """Rounded as they are, scores about 60 would be off by .25; torch's kernel is the measure."""
+    torch.manual_seed(0)
+    query, key, value = drawn(1, 3, 1, 32, 2048, 64)
+    toward = torch.randn(64)
+    query, key = ((part + 2.75 * toward).bfloat16() for part in (query, key))
+    causal = torch.ones(32, 32, dtype=torch.bool).tril()
+    expected = exact(query, key, value, causal, 0.125)
+    ours = error(bf16_attention.attend(query, key, value, scale=0.125, own_TT=None), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bf16_attention, "suits", lambda query: False)
+        theirs = error(chunk_attention.attend(query, key, value, scale=0.125), expected)
+    assert ours < 2 * theirs + 0.002
+
+
+@pytest.mark.parametrize(
+    ("has", "suits"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": True, "amx_bf16": True}, False),
+        ({"avx2": True}, False),
+    ],
+)
+def test_only_cpus_that_gain_use_it(monkeypatch, has: dict, suits: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    bf16_attention._fast_matmuls.cache_clear()
+    try:
+        assert bf16_attention.suits(torch.ones(1, dtype=torch.bfloat16)) == suits
+        assert not bf16_attention.suits(torch.ones(1))
+    finally:
+        bf16_attention._fast_matmuls.cache_clear()
