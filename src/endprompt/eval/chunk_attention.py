@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from endprompt.eval import bf16_attention
+from endprompt.models import bf16_attention
 
 NAME = "sdpa_in_chunks"
 HALF = (torch.bfloat16, torch.float16)

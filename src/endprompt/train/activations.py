@@ -15,11 +15,13 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from endprompt.cost import flops, memory
+from endprompt.models import bf16_attention
 from endprompt.train import allocator
 
 PRODUCTS = frozenset(
     operator.default
     for operator in (
+        bf16_attention.OPERATOR,
         torch.ops.aten.mm,
         torch.ops.aten.addmm,
         torch.ops.aten.bmm,
@@ -27,7 +29,6 @@ PRODUCTS = frozenset(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
     )
 )
-
 
 NARROW = 32
 """Matmuls over so few numbers, those of LoRA, are made again."""

@@ -29,8 +29,8 @@ from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, Documents, RowSource, collate
 from endprompt.errors import TrainingError
 from endprompt.io import claims, digests, files, provenance, records
+from endprompt.models import bf16_attention, families
 from endprompt.models import checkpoint as models
-from endprompt.models import families
 from endprompt.recipe import Recipe
 from endprompt.record import Training
 from endprompt.train import (
@@ -301,6 +301,8 @@ def _teacher_and_bank(
     dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
     base = models.load(model, models.load_config(model), dtype=dtype)
     if distils:
+        if training.dtype == "bfloat16":
+            bf16_attention.prefer(base)
         teacher = Teacher(base, training.divergence)
     if rows.filler is None:
         return teacher, None
@@ -320,6 +322,8 @@ def _make_trainable(network: Any, recipe: Recipe, config: Any) -> tuple[int, int
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
+    elif training.dtype == "bfloat16":
+        bf16_attention.prefer(network)
     batches = amounts.batches(
         context_parallel.readers(), _tokens_at_once(recipe, flops.read(config))
     )

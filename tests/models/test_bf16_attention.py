@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from endprompt.eval import bf16_attention, chunk_attention
+from endprompt.eval import chunk_attention
+from endprompt.models import bf16_attention
+from endprompt.train import activations
+from tiny_families import tiny_model
 
 
 def drawn(
@@ -52,11 +59,30 @@ def test_it_is_causal_attention_whatever_the_blocks(
     given = drawn(rows, H, key_heads, tokens, S, size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16_attention, "SCORE_BYTES", block_bytes)
-        patch.setattr(bf16_attention, "LEAST_ROWS", 1)
-        out = bf16_attention.attend(*given, scale=0.3, own_TT=None)
+        out = bf16_attention.attend(*given, scale=0.3)
     causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     assert out.dtype == torch.bfloat16
     assert error(out, exact(*given, causal, 0.3)) < 0.01
+
+
+@pytest.mark.parametrize("block_bytes", [3000, 10**6])
+@pytest.mark.parametrize(("H", "K"), [(3, 3), (6, 2), (4, 1)])
+def test_gradients_are_those_of_causal_attention(H: int, K: int, block_bytes: int) -> None:
+    torch.manual_seed(0)
+    given = drawn(2, H, K, 70, 70, 16)
+    causal = torch.ones(70, 70, dtype=torch.bool).tril()
+    above = torch.randn(2, H, 70, 16).bfloat16()
+    doubles = [part.double().requires_grad_() for part in given]
+    exact(*doubles, causal, 0.3).backward(above.double())
+    ours = [part.clone().requires_grad_() for part in given]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bf16_attention, "SCORE_BYTES", block_bytes)
+        bf16_attention.trained(*ours, 0.3).backward(above)
+    for mine, expected in zip(ours, doubles, strict=True):
+        assert mine.grad is not None
+        assert expected.grad is not None
+        assert mine.grad.dtype == torch.bfloat16
+        assert error(mine.grad, expected.grad) < 0.01
 
 
 def test_questions_apart_see_the_context_and_themselves() -> None:
@@ -75,7 +101,7 @@ def test_large_scores_cost_no_precision() -> None:
     query, key = ((part + 2.75 * toward).bfloat16() for part in (query, key))
     causal = torch.ones(32, 32, dtype=torch.bool).tril()
     expected = exact(query, key, value, causal, 0.125)
-    ours = error(bf16_attention.attend(query, key, value, scale=0.125, own_TT=None), expected)
+    ours = error(bf16_attention.attend(query, key, value, scale=0.125), expected)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16_attention, "suits", lambda query: False)
         theirs = error(chunk_attention.attend(query, key, value, scale=0.125), expected)
@@ -98,3 +124,37 @@ def test_only_cpus_that_gain_use_it(monkeypatch, has: dict, suits: bool) -> None
         assert not bf16_attention.suits(torch.ones(1))
     finally:
         bf16_attention._fast_matmuls.cache_clear()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_trains_with_it_as_with_sdpa(monkeypatch, padded: bool, recompute: bool) -> None:
+    """Under autocast, rows with padding included, and where a layer keeps its matmuls alone."""
+    monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda: True)
+    attend = mock.Mock(wraps=bf16_attention.attend)
+    monkeypatch.setattr(bf16_attention, "attend", attend)
+    mask = torch.ones((2, 40), dtype=torch.long)
+    mask[1, 30:] = 1 - padded
+    ids = torch.arange(80).reshape(2, 40) % 50
+    grads: dict[str, Tensor] = {}
+    for backend in ("sdpa", bf16_attention.NAME):
+        torch.manual_seed(0)
+        model = tiny_model().train()
+        if backend != "sdpa":
+            bf16_attention.prefer(model)
+        assert model.config._attn_implementation == backend
+        if recompute:
+            contexts = partial(
+                create_selective_checkpoint_contexts, partial(activations._policy, None)
+            )
+            model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            loss = F.cross_entropy(logits[mask.bool()].float(), ids[mask.bool()])
+        loss.backward()
+        grads[backend] = torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
+    layers = model.config.num_hidden_layers
+    assert attend.call_count == (0 if padded else layers)  # kept, not made again
+    assert error(grads[bf16_attention.NAME], grads["sdpa"].double()) < 0.02

@@ -1,0 +1,215 @@
+"""Attention in bfloat16 by matmuls, for CPUs with AVX512-BF16: long prefills and training.
+
+Torch's flash kernel for CPUs multiplies in float32 there, at a fifth of the speed of bfloat16.
+Here one matmul gives the scores of a block of queries, softmax turns them into weights in place (it
+computes in float32), and a second matmul sums the values. The backward pass makes the weights again
+(Dao et al. 2022, "FlashAttention", appendix B.2).
+
+Scores are rounded to bfloat16, as in Transformers' eager attention, but with a number near each
+query's largest score taken off first. Softmax is the same for any such number, and the scores that
+matter are small then, so rounding costs little.
+
+Shape letters: B rows, T queries, S keys that end with the queries' own, H query heads, K key heads,
+D head size; G = H / K query heads that share keys, N tokens of a block, R = G x N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "bf16_matmuls"
+SCORE_BYTES = 6 * 2**20
+"""Of a block: what stays in the CPU's last-level cache."""
+MOST_TOKENS = 192
+"""Of a block: of what it computes, less than half a block's width lies behind its queries."""
+NEAR, FAR = 48, 16
+"""Keys whose scores say where a query's largest may be: the last ones and the first ones."""
+
+
+def suits(query: Tensor) -> bool:
+    """Whether this is faster than torch's kernel for queries of this dtype and device."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and _fast_matmuls()
+
+
+def prefer(model: Any) -> None:
+    """Let a model with SDPA take this for whole rows in bfloat16 on a CPU where it is faster."""
+    if model.config._attn_implementation == "sdpa" and _fast_matmuls():
+        model.set_attn_implementation(NAME)
+
+
+@cache
+def _fast_matmuls() -> bool:
+    has = torch.cpu.get_capabilities()
+    # With AMX torch's own kernel multiplies in bfloat16.
+    fast = has.get("avx512_bf16") and not has.get("amx_bf16")
+    return bool(fast) and torch.backends.mkldnn.is_available()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of the heads that share keys, with their weights on every key they see."""
+
+    row: int
+    head: int
+    start: int
+    end: int
+    asked_RD: Tensor
+    keys_ED: Tensor
+    values_ED: Tensor
+    weights_RE: Tensor
+    """bfloat16; overwritten by the next block."""
+
+    def rows(self, x_BHTD: Tensor) -> Tensor:
+        """[R, D] of a tensor shaped like the queries."""
+        B, H, T, D = x_BHTD.shape
+        G = len(self.asked_RD) // (self.end - self.start)
+        mine = x_BHTD.view(B, H // G, G, T, D)[self.row, self.head, :, self.start : self.end]
+        return mine.reshape(-1, D)
+
+    def put(self, x_BHTD: Tensor, part_RD: Tensor) -> None:
+        """Write rows of this block into a tensor shaped like the queries."""
+        B, H, T, D = x_BHTD.shape
+        G = len(part_RD) // (self.end - self.start)
+        mine = x_BHTD.view(B, H // G, G, T, D)[self.row, self.head, :, self.start : self.end]
+        mine.copy_(part_RD.view(G, -1, D))
+
+
+def _blocks(
+    query_BHTD: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, scale: float, own_TT: Tensor | None
+) -> Iterator[_Block]:
+    B, H, T, D = query_BHTD.shape
+    K, S = key_BKSD.shape[1:3]
+    G = H // K
+    block = max(min(SCORE_BYTES // (2 * S * G), MOST_TOKENS, T), 1)
+    scores = query_BHTD.new_empty(G * block * S)
+    query = query_BHTD.reshape(B, K, G, T, D)
+    unseen_TT = ~own_TT if own_TT is not None else torch.ones((T, T), dtype=torch.bool).triu(1)
+    for b in range(B):
+        for k in range(K):
+            for start in range(0, T, block):
+                end = min(start + block, T)
+                rows = G * (end - start)
+                # Causal: nothing behind the block is looked at.
+                first, seen = (start, S - T + end) if own_TT is None else (0, S)
+                asked_RD = query[b, k, :, start:end].reshape(rows, D)
+                keys_ED, values_ED = key_BKSD[b, k, :seen], value_BKSD[b, k, :seen]
+                score_RE = scores[: rows * seen].view(rows, seen)
+                some_MD = torch.cat([keys_ED[:FAR], keys_ED[max(seen - NEAR, 0) :]])
+                largest_R1 = (asked_RD @ some_MD.T).amax(-1, keepdim=True)
+                shift_RE = (largest_R1 * -scale).expand_as(score_RE)
+                torch.addmm(shift_RE, asked_RD, keys_ED.T, alpha=scale, out=score_RE)
+                own_GNT = score_RE.view(G, end - start, seen)[:, :, S - T + first :]
+                own_GNT.masked_fill_(unseen_TT[start:end, first : seen - S + T], -torch.inf)
+                torch.softmax(score_RE, -1, out=score_RE)
+                yield _Block(b, k, start, end, asked_RD, keys_ED, values_ED, score_RE)
+
+
+def attend(
+    query_BHTD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    *,
+    scale: float,
+    own_TT: Tensor | None = None,
+) -> Tensor:
+    """Attention bfloat16[B, H, T, D] of the last T of S tokens; H a multiple of K.
+
+    own_TT  bool, which of the T tokens see which; they all see the others. None: causal
+    """
+    out = torch.empty(query_BHTD.shape, dtype=query_BHTD.dtype)
+    for block in _blocks(query_BHTD, key_BKSD, value_BKSD, scale, own_TT):
+        block.put(out, block.weights_RE @ block.values_ED)
+    return out
+
+
+def gradients(
+    grad_BHTD: Tensor,
+    query_BHTD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    out_BHTD: Tensor,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values, bfloat16 of their shapes, from that of causal `attend`."""
+    of_query = torch.empty(query_BHTD.shape, dtype=query_BHTD.dtype)
+    # Sums over blocks of queries, and over the heads that share keys.
+    of_key, of_value = (torch.zeros(key_BKSD.shape) for _ in range(2))
+    grad_BHTD, out_BHTD = grad_BHTD.contiguous(), out_BHTD.contiguous()
+    of_scores: Tensor | None = None
+    for block in _blocks(query_BHTD, key_BKSD, value_BKSD, scale, None):
+        weights_RE, (rows, seen) = block.weights_RE, block.weights_RE.shape
+        grad_RD = block.rows(grad_BHTD)
+        of_value[block.row, block.head, :seen] += weights_RE.T @ grad_RD
+        summed_R1 = (grad_RD.float() * block.rows(out_BHTD)).sum(-1, keepdim=True).bfloat16()
+        if of_scores is None or len(of_scores) < rows * seen:
+            of_scores = weights_RE.new_empty(rows * key_BKSD.shape[2])
+        score_RE = of_scores[: rows * seen].view(rows, seen)
+        shift_RE = (-summed_R1).expand_as(score_RE)
+        torch.addmm(shift_RE, grad_RD, block.values_ED.T, out=score_RE)
+        score_RE.mul_(weights_RE)
+        block.put(of_query, (score_RE @ block.keys_ED).mul_(scale))
+        of_key[block.row, block.head, :seen] += (score_RE.T @ block.asked_RD).mul_(scale)
+    return of_query, of_key.to(key_BKSD.dtype), of_value.to(value_BKSD.dtype)
+
+
+@torch.library.custom_op("endprompt::bf16_attention", mutates_args=())
+def trained(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal `attend` of rows [B, H, T, D] to themselves, with gradients."""
+    return attend(query, key, value, scale=scale)
+
+
+@trained.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
+    return torch.empty(query.shape, dtype=query.dtype)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    query, key, value, out = ctx.saved_tensors
+    return (*gradients(grad, query, key, value, out, scale=ctx.scale), None)
+
+
+trained.register_autograd(_backward, setup_context=_keep)
+OPERATOR = torch.ops.endprompt.bf16_attention
+
+
+def _forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The signature of Transformers' attention interface; returns bfloat16[B, T, H, D]."""
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+    plain = attention_mask is None and not dropout and others.get("position_bias") is None
+    square = query.shape[2:] == key.shape[2:] == value.shape[2:] and query.shape[2] > 1
+    if plain and square and suits(query):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return trained(query, key, value, scale).transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+    )
+
+
+AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
