@@ -7,7 +7,7 @@ Compared are
 - `engine-scored` with `logits`: the engine's loss of every token against one forward pass that
   returns all logits, which is what a plain loss needs.
 
-    taskset -c 1 python benchmarks/prefill_memory.py [MODEL] [--lengths 2k,4k,8k,16k] [--rounds 2]
+    taskset -c 1 python benchmarks/prefill_memory.py [MODEL] [--lengths 2k,4k,8k,16k] [--dtype bfloat16]
 
 Each measurement runs in a process of its own, the two of a pair one after the other. Time is the
 processor's (`process_time`, one thread), so that other work on the machine counts little; the
@@ -34,7 +34,7 @@ DECODED = 8
 RESULTS = Path(__file__).parent / "results" / "prefill_memory.json"
 
 
-def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
+def measure(kind: str, model: str, length: int, chunk: int, dtype: str) -> dict[str, Any]:
     """One measurement in this process: peak memory in bytes, seconds, and what was decoded."""
     import numpy as np
     import torch
@@ -42,7 +42,7 @@ def measure(kind: str, model: str, length: int, chunk: int) -> dict[str, Any]:
     from endprompt.eval.engine import Engine
 
     torch.set_num_threads(1)
-    engine = Engine.load(model, dtype="float32", device="cpu", chunk=chunk)
+    engine = Engine.load(model, dtype=dtype, device="cpu", chunk=chunk)
     ids = np.random.default_rng(0).integers(100, engine.vocabulary, length).tolist()
     small = ids[:64]
     engine.generate(small, 2)
@@ -104,12 +104,13 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1024)
     parser.add_argument("--pairs", default=",".join("/".join(pair) for pair in PAIRS))
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--out", type=Path, help="default: in results/, by the dtype")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     lengths = units.lengths(given.lengths)
     if given.one:
-        print(json.dumps(measure(given.one, given.model, lengths[0], given.chunk)))
+        print(json.dumps(measure(given.one, given.model, lengths[0], given.chunk, given.dtype)))
         return
     model = embedded.resolve(given.model)
     wanted = given.pairs.split(",")
@@ -119,7 +120,7 @@ def main() -> None:
     for length in lengths:
         for pair in pairs:
             for kind in pair * given.rounds:
-                words = [model, "--one", kind, "--lengths", str(length)]
+                words = [model, "--one", kind, "--lengths", str(length), "--dtype", given.dtype]
                 rows.append(train_step.child(__file__, [*words, "--chunk", str(given.chunk)]))
                 row = rows[-1]
                 above = (row["peak_bytes"] - row["base_bytes"]) / 2**30
@@ -132,7 +133,14 @@ def main() -> None:
             print("{length:6} {ours} / {theirs}: time {time:.2f}, memory {memory:.2f}".format(
                 **ratios[-1]), flush=True)  # fmt: skip
             files.write_json(
-                given.out, {**provenance.provenance(), "ratios": ratios, "rows": rows, "threads": 1}
+                given.out or train_step.results(RESULTS, given.dtype),
+                {
+                    **provenance.provenance(),
+                    "dtype": given.dtype,
+                    "ratios": ratios,
+                    "rows": rows,
+                    "threads": 1,
+                },
             )
 
 

@@ -1,6 +1,6 @@
 """A training step: ours against a plain Transformers Trainer on the same rows.
 
-    taskset -c 1 python benchmarks/train_step.py [MODEL] [--tokens 1024,2048] [--out FILE]
+    taskset -c 1 python benchmarks/train_step.py [MODEL] [--tokens 1024,2048] [--dtype bfloat16]
 
 Each measurement runs in a process of its own, kinds in turns. Compared are
 
@@ -85,7 +85,9 @@ def documents(tokenizer: Any, tokens: int = 0) -> Any:
     return TokenDocuments.from_arrays([ids * (1 + tokens // len(ids))])
 
 
-def measure(kind: str, model: str, tokens: int, steps: int, method: str, target: int) -> dict:
+def measure(
+    kind: str, model: str, tokens: int, steps: int, method: str, target: int, dtype: str
+) -> dict:
     """Seconds of a step, peak memory and share of the peak of one kind, in this process."""
     import torch
 
@@ -106,6 +108,7 @@ def measure(kind: str, model: str, tokens: int, steps: int, method: str, target:
             "training.tokens_per_step": tokens,
             "training.tokens": (steps + 1) * tokens,
             "training.gradient_checkpointing": checkpointed,
+            "training.dtype": dtype,
             "training.save_steps": steps + 1,
         }
     )
@@ -171,6 +174,7 @@ def run_plain(
             per_device_train_batch_size=1,
             learning_rate=recipe.training.learning_rate,
             use_cpu=True,
+            bf16=recipe.training.dtype == "bfloat16",
             activation_checkpointing=checkpointed,
             save_strategy="no",
             report_to="none",
@@ -201,12 +205,13 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=32768)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--out", type=Path, help="default: in results/, by the dtype")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(given.one, given.model, int(given.tokens), given.steps,
-                                 given.method, given.target)))  # fmt: skip
+                                 given.method, given.target, given.dtype)))  # fmt: skip
         return
     model = embedded.resolve(given.model)
     sizes = [int(tokens) for tokens in given.tokens.split(",")]
@@ -216,6 +221,7 @@ def main() -> None:
             for kind in given.kinds.split(","):
                 words = [model, "--one", kind, "--tokens", str(tokens), "--method", given.method]
                 words += ["--steps", str(given.steps), "--target", str(given.target)]
+                words += ["--dtype", given.dtype]
                 found.append(child(__file__, words))
                 print(json.dumps(found[-1]), flush=True)
     rows = [_gathered(found, tokens, kind) for tokens in sizes for kind in given.kinds.split(",")]
@@ -228,8 +234,16 @@ def main() -> None:
             f"token ({row['time_to_plain']:.2f}), {row['peak_memory_bytes'] / 1e9:5.2f} GB "
             f"({row['memory_to_plain']:.2f}), {row['share_of_peak']:.0%} of the matmul peak"
         )
-    files.write_json(given.out, {**provenance.provenance(), "method": given.method, "rows": rows,
-                                  "threads": 1, "measured": found})  # fmt: skip
+    files.write_json(
+        given.out or results(RESULTS, given.dtype),
+        {**provenance.provenance(), "method": given.method, "dtype": given.dtype, "rows": rows,
+         "threads": 1, "measured": found},
+    )  # fmt: skip
+
+
+def results(path: Path, dtype: str) -> Path:
+    """File of what was measured in a dtype."""
+    return path if dtype == "float32" else path.with_stem(f"{path.stem}_{dtype}")
 
 
 def _gathered(found: list[dict[str, Any]], tokens: int, kind: str) -> dict[str, Any]:
