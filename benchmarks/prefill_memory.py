@@ -7,7 +7,7 @@ Compared are
 - `engine-scored` with `logits`: the engine's loss of every token against one forward pass that
   returns all logits, which is what a plain loss needs.
 
-    taskset -c 1 python benchmarks/prefill_memory.py [MODEL] [--lengths 2k,4k,8k,16k] [--dtype bfloat16]
+    taskset -c 1 python benchmarks/prefill_memory.py [MODEL] [--lengths 2k,4k,8k] [--dtype bfloat16]
 
 Each measurement runs in a process of its own, the two of a pair one after the other. Time is the
 processor's (`process_time`, one thread), so that other work on the machine counts little; the

@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from endprompt.data.rows import PREFIX, TERMINAL
 from endprompt.recipe import Divergence
-from endprompt.train import loss
+from endprompt.train import head_loss, loss
 
 SIZES = {
     "vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -59,7 +59,7 @@ def with_teacher(model: Any, batch: dict[str, torch.Tensor], teacher: loss.Teach
 def test_loss_and_gradient_equal_a_float64_reference(
     family: str, chunk: int, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK_TOKENS", chunk)
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES) if family == "llama" else Gemma2Config(**SIZES)
     model = AutoModelForCausalLM.from_config(config).double()
@@ -91,18 +91,11 @@ def test_a_sum_of_losses_keeps_its_digits_where_the_head_is_in_bf16() -> None:
     head = torch.nn.Linear(32, 83, bias=False, dtype=torch.bfloat16)
     hidden, labels = torch.randn(999, 32).bfloat16(), torch.randint(0, 83, (999,))
     logits = hidden.float() @ head.weight.float().T
+    weights = torch.arange(999) % 4 / 4 + 0.25
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    trained = loss.Labels.of(
-        {
-            "label_weights": torch.arange(999)[None] % 4 / 4 + 0.25,
-            "label_segments": torch.zeros(1, 999, dtype=torch.uint8),
-        }
-    )
-    found = loss.group_losses(
-        trained.pick(hidden[None]), head, labels[trained.index_N], None, trained
-    )
-    expected = torch.stack([each[one::4].sum() for one in range(4)])
-    torch.testing.assert_close(found, expected, rtol=3e-4, atol=0)
+    total, plain = head_loss.weighted_sum(hidden, head, labels, weights)
+    torch.testing.assert_close(total, (each * weights).sum(), rtol=3e-4, atol=0)
+    torch.testing.assert_close(plain.sum(), each.sum(), rtol=3e-4, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,7 @@ def test_families_that_scale_their_logits_get_the_loss_of_scaled_ones(
 def test_prefix_tokens_are_held_to_what_the_base_says_and_terminals_to_the_text(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK_TOKENS", chunk)
     sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
     more = {"logits_scaling": 4.0} if family == "granite" else {}
     config = CONFIG_MAPPING[family](**sizes, **more)
@@ -268,7 +261,7 @@ def test_tf32_is_for_the_products_of_the_head_alone() -> None:
     before = matmul.fp32_precision
 
     def fail() -> None:
-        with loss.tf32_matmuls():
+        with head_loss.tf32_matmuls():
             assert matmul.fp32_precision == "tf32"
             raise MemoryError
 

@@ -160,9 +160,8 @@ def training(
     Backward sends a gradient through every matrix (as much as forward), through attention
     (twice as much), and makes a gradient for each trainable matrix (as much as forward).
     Checkpointing runs the layers forward once more, up to the last matrix of each, whose result
-    no gradient needs. With a teacher, that reads the row as well, and the
-    logits are made once more for the gradient. Labels weighed by their gain (`gained`) ask for
-    short contexts to be read (`short_reads`), and for as many logits more. Attention to keys in
+    no gradient needs. A teacher reads the row as well. Labels weighed by their gain (`gained`) ask
+    for short contexts to be read (`short_reads`), and for as many logits more. Attention to keys in
     filled gaps (`gap_pairs` query-key pairs a row) is made once more in the backward pass, whatever
     is kept; reading the bank, once a run, is left out. Zero for what trains nothing.
     """
@@ -184,7 +183,7 @@ def training(
         matmuls += 2 * (linear - decoder.head_weights - last) * tokens
     inner *= 4 if checkpointing else 3
     if distilled:
-        matmuls += 2 * (linear + decoder.head_weights) * tokens
+        matmuls += 2 * linear * tokens
         inner += attention(decoder, tokens)
     if gained:
         short = short_reads(tokens)

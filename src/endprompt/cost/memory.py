@@ -135,7 +135,7 @@ def train_memory_bytes(
     head = 4 * decoder.head_weights if trained else 0
     logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary + head
     base = 0.0
-    if distilled:  # its weights, and of a chunk what it says, what is said, and two steps between
+    if distilled:  # its weights, and of a chunk what it says, and how far that is from what is said
         base = 0.0 if own_teacher else (4.0 if dtype == "float32" else 2.0) * decoder.weights
         logits += 2 * 4 * min(tokens, CHUNK_TOKENS) * decoder.vocabulary
     gathered = 0.0

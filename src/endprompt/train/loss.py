@@ -1,4 +1,4 @@
-"""Weighted next-token loss without the logits of the whole row in memory."""
+"""Weighted next-token loss of a batch, whoever teaches it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from endprompt.cost.flops import short_reads
-from endprompt.cost.memory import CHUNK_TOKENS
-from endprompt.data.rows import PREFIX, TERMINAL
+from endprompt.data.rows import PREFIX
 from endprompt.models import masks
 from endprompt.recipe import Divergence
 from endprompt.train import router
 from endprompt.train.gaps import FilledGaps
+from endprompt.train.head_loss import Held, weighted_sum
 
 COSINE_WEIGHT = 10.0
 """Weight of the cosine distance against a token's loss in nats (LongReD's script)."""
 GAIN_CAP = 5.0
 """What a token weighs at most by its gain from far context (gamma in LongCE)."""
-SUMS = 4
-"""Up to so many sums of losses are made each with its gradient at once; more, token by token."""
 
 
 @dataclass(frozen=True)
@@ -45,63 +42,41 @@ class Losses:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a batch that weigh something, in groups of one segment and weight.
+    """The labels of a batch that weigh something, those of prefix tokens first.
 
     Found on the host: a GPU that is asked which they are has to finish what it does first.
     """
 
     index_N: Tensor
-    """int64[N], places among the B * T labels, group by group."""
-    group_N: Tensor
-    """int64[N]."""
-    sizes: list[int]
-    """Labels of each group."""
-    sizes_G: Tensor
-    weights_G: Tensor
-    """float32[G] both."""
-    inside_2G: Tensor
-    """float32[2, G], 1 where a group lies in PREFIX, in TERMINAL."""
+    """int64[N], places among the B * T labels."""
+    weights_N: Tensor
+    """float32[N]."""
+    prefix: int
+    """How many of the labels are prefix tokens."""
 
     @classmethod
     def of(cls, batch: dict[str, Tensor]) -> Labels:
-        """Those of the columns that `aligned` gave, on the batch's device."""
-        device = batch["label_weights"].device
-        columns = (batch["label_segments"], batch["label_weights"])
-        kinds = np.stack([column.cpu().numpy().ravel().astype(np.float32) for column in columns])
-        index = np.flatnonzero(kinds[1] > 0)
-        kinds, group, sizes = np.unique(
-            kinds[:, index], axis=1, return_inverse=True, return_counts=True
+        """Those of the columns that `aligned` gave, on the host."""
+        weights_L = batch["label_weights"].cpu().numpy().ravel()
+        prefix_L = batch["label_segments"].cpu().numpy().ravel() == PREFIX
+        parts = [np.flatnonzero((weights_L > 0) & inside_L) for inside_L in (prefix_L, ~prefix_L)]
+        index = np.concatenate(parts)
+        weights = weights_L[index].astype(np.float32)
+        return cls(torch.from_numpy(index), torch.from_numpy(weights), len(parts[0])).to(
+            batch["label_weights"].device
         )
-        order = np.argsort(group.ravel(), kind="stable")
-        inside = np.stack([kinds[0] == segment for segment in (PREFIX, TERMINAL)])
-        labels = cls(
-            torch.from_numpy(index[order]),
-            torch.from_numpy(group.ravel()[order]),
-            sizes.tolist(),
-            torch.from_numpy(sizes.astype(np.float32)),
-            torch.from_numpy(kinds[1]),
-            torch.from_numpy(inside.astype(np.float32)),
-        )
-        return labels.to(device)
 
     def to(self, device: torch.device) -> Labels:
         """The same on another device."""
-        tensors = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return Labels(**{**vars(self), **tensors})
+        return Labels(
+            self.index_N.to(device, non_blocking=True),
+            self.weights_N.to(device, non_blocking=True),
+            self.prefix,
+        )
 
     def pick(self, column_BT: Tensor) -> Tensor:
         """[N, ...] of a column [B, T, ...]."""
         return column_BT.flatten(0, 1).index_select(0, self.index_N)
-
-    def sums(self, losses: Tensor) -> Tensor:
-        """[..., G] of each group, from [..., N]."""
-        return losses.new_zeros(*losses.shape[:-1], len(self.sizes)).index_add(
-            -1, self.group_N, losses
-        )
 
 
 @dataclass(frozen=True)
@@ -174,13 +149,12 @@ def aligned_loss(
         if teacher is not None:
             other_NH = labels.pick(teacher_hidden(teacher.model or model, batch))
         with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
-            sums_G, plain_G = _losses_inside(model, batch, labels, teacher, other_NH)
+            sums_3 = _sums_inside(model, batch, labels, teacher, other_NH)
     balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
-    sizes_G, weights_G = labels.sizes_G, labels.weights_G
-    by_segment = torch.stack(
-        [(labels.inside_2G * part_G.detach()).sum(-1) for part_G in (plain_G, sizes_G)], -1
-    )
-    return Losses((sums_G * weights_G).sum(), (sizes_G * weights_G).sum(), by_segment, balance)
+    plain_2, count = sums_3[1:].detach(), len(labels.index_N)
+    counts_2 = plain_2.new_tensor([labels.prefix, count - labels.prefix])
+    by_segment = torch.stack([plain_2, counts_2], -1)
+    return Losses(sums_3[0], labels.weights_N.sum(), by_segment, balance)
 
 
 def teacher_hidden(teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -199,15 +173,6 @@ def behind_short(labels_BT: Tensor) -> Tensor:
     T = labels_BT.shape[1]
     behind_T = torch.arange(T, device=labels_BT.device) >= short_reads(T).context
     return behind_T.expand_as(labels_BT)
-
-
-def gains(short_N: Tensor, whole_N: Tensor) -> Tensor:
-    """How many times likelier all of the row makes each label than a short context, capped.
-
-    Of losses in nats, without a gradient (Fang et al. 2025, "What is Wrong with Perplexity for
-    Long-context Language Modeling?", LongCE).
-    """
-    return (short_N - whole_N.detach()).exp().clamp(max=GAIN_CAP)
 
 
 def short_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -234,16 +199,16 @@ def short_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return torch.cat([scored_BMH[:, :context], scored_BMH], 1)[:, :T]
 
 
-def _losses_inside(
+def _sums_inside(
     model: nn.Module,
     batch: dict[str, Tensor],
     labels: Labels,
     teacher: Teacher | None,
     other_NH: Tensor | None,
 ) -> Tensor:
-    """Sums float[2, G] over the trained tokens, made where the model's forward calls its head.
+    """float[3], made where the model's forward calls its head: what is trained, with its gradient,
+    and the cross-entropies of prefix tokens and of the others.
 
-    First of what is trained, then of cross-entropies, which are the same without a teacher.
     other_NH are hidden states of the teacher; without one, of short contexts, for gains.
     DDP, FSDP and ZeRO look after a weight inside the forward of the module that owns it and
     nowhere else: DDP reduces what is used outside twice, FSDP and ZeRO have it in parts.
@@ -254,38 +219,73 @@ def _losses_inside(
     scale = _logit_scale(bare.config)
     with _without_logit_changes(bare.config) as cap:
 
-        def losses(hidden_BTH: Tensor) -> Tensor:
+        def sums(hidden_BTH: Tensor) -> Tensor:
             hidden_NH = labels.pick(hidden_BTH)
             if scale != 1:
                 hidden_NH = hidden_NH * scale
-            if other_NH is None:
-                sums_G = group_losses(hidden_NH, head, labels_N, cap, labels)
-                found_2G = torch.stack([sums_G, sums_G.detach()])
-            elif teacher is None:
-                losses_N = token_losses(hidden_NH, head, labels_N, cap)
-                with torch.no_grad():
-                    short_N = token_losses(other_NH, head, labels_N, cap)
-                    behind_N = labels.pick(behind_short(batch["labels"]))
-                    short_N = torch.where(behind_N, short_N, losses_N)
-                gained_N = losses_N * gains(short_N, losses_N)
-                found_2G = labels.sums(torch.stack([gained_N, losses_N.detach()]))
+            weights_N = labels.weights_N
+            if teacher is not None and other_NH is not None:
+                known = (other_NH, (teacher.model or bare).get_output_embeddings())
+                losses = _taught(hidden_NH, head, labels_N, labels, cap, teacher, *known)
             else:
-                distilled_2N = teacher_losses(
-                    hidden_NH,
-                    head,
-                    labels_N,
-                    cap,
-                    other_NH,
-                    (teacher.model or bare).get_output_embeddings(),
-                    teacher,
-                    labels.pick(batch["label_segments"]) == PREFIX,
-                )
-                found_2G = labels.sums(distilled_2N)
+                if other_NH is not None:
+                    behind_N = labels.pick(behind_short(batch["labels"]))
+                    gains_N = _gains(hidden_NH, other_NH, head, labels_N, cap)
+                    weights_N = weights_N * torch.where(behind_N, gains_N, 1)
+                losses = weighted_sum(hidden_NH, head, labels_N, weights_N, cap=cap)
+            total, plain_N = losses
+            parts = plain_N.tensor_split([labels.prefix])
+            sums_3 = torch.stack([total, *(part.sum() for part in parts)])
             # the family scales what its head gives, and here that is losses
-            return found_2G if scale == 1 else found_2G / scale
+            return sums_3 if scale == 1 else sums_3 / scale
 
-        with _forward_of(head, losses):
+        with _forward_of(head, sums):
             return _call(model, batch)
+
+
+def _taught(
+    hidden_NH: Tensor,
+    head: nn.Linear,
+    labels_N: Tensor,
+    labels: Labels,
+    cap: float | None,
+    teacher: Teacher,
+    known_NH: Tensor,
+    known_head: nn.Linear,
+) -> tuple[Tensor, Tensor]:
+    """`weighted_sum` with prefix tokens held to a teacher."""
+    first, rest = slice(0, labels.prefix), slice(labels.prefix, None)
+    weights_N, text = labels.weights_N, teacher.model is None
+    held, apart = None, 0.0
+    if teacher.divergence == "cosine":
+        pair = (hidden_NH[first].float(), known_NH[first].float())
+        cosine_P = F.cosine_similarity(*pair, dim=-1)
+        apart = (COSINE_WEIGHT * (1 - cosine_P) * weights_N[first]).sum()
+    else:
+        reverse = teacher.divergence == "reverse"
+        held = Held(known_NH[first], known_head, reverse=reverse, text=text)
+    trained_P = weights_N[first] if held or text else torch.zeros_like(weights_N[first])
+    total, plain_P = weighted_sum(
+        hidden_NH[first], head, labels_N[first], trained_P, cap=cap, held=held
+    )
+    others, plain_R = weighted_sum(hidden_NH[rest], head, labels_N[rest], weights_N[rest], cap=cap)
+    return total + apart + others, torch.cat([plain_P, plain_R])
+
+
+@torch.no_grad()
+def _gains(
+    hidden_NH: Tensor, short_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None
+) -> Tensor:
+    """How many times likelier all of the row makes each label than a short context, capped.
+
+    (Fang et al. 2025, "What is Wrong with Perplexity for Long-context Language Modeling?", LongCE)
+    """
+    unit_N = torch.ones(len(labels_N), device=labels_N.device)
+    whole_N, short_N = (
+        weighted_sum(states_NH, head, labels_N, unit_N, cap=cap)[1]
+        for states_NH in (hidden_NH, short_NH)
+    )
+    return (short_N - whole_N).exp().clamp(max=GAIN_CAP)
 
 
 def hidden_states(
@@ -319,108 +319,6 @@ def _call(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         use_cache=False,
         **routers,
     ).logits
-
-
-def group_losses(
-    hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None, labels: Labels
-) -> Tensor:
-    """Cross-entropy float[G] in nats, summed over the labels of each group.
-
-    Few groups are taken one by one: the gradient of a sum is made beside it, where losses of
-    single tokens make the logits of every chunk a second time in the backward pass. A head that
-    sharding holds in bf16 would round each sum to three digits, so that it goes by tokens too.
-    """
-    narrow = torch.finfo(head.weight.dtype).bits < 32 or _in_bf16_on_cpu(hidden_NH)
-    if narrow or cap is not None or not 0 < len(labels.sizes) <= SUMS:
-        return labels.sums(token_losses(hidden_NH, head, labels_N, cap))
-    groups = zip(hidden_NH.split(labels.sizes), labels_N.split(labels.sizes), strict=True)
-    return torch.stack([_cross_entropy(*group, head, "sum") for group in groups])
-
-
-def token_losses(hidden_NH: Tensor, head: nn.Linear, labels_N: Tensor, cap: float | None) -> Tensor:
-    """Cross-entropy float[N] in nats of each label, from hidden states [N, H]."""
-    if cap is None and not _in_bf16_on_cpu(hidden_NH):
-        return _cross_entropy(hidden_NH, labels_N, head, "none")
-
-    def of_chunk(hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(_logits(hidden, head, cap), labels, reduction="none")
-
-    pairs = zip(hidden_NH.split(CHUNK_TOKENS), labels_N.split(CHUNK_TOKENS), strict=True)
-    return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
-
-
-def teacher_losses(
-    hidden_NH: Tensor,
-    head: nn.Linear,
-    labels_N: Tensor,
-    cap: float | None,
-    teacher_NH: Tensor,
-    teacher_head: nn.Linear,
-    teacher: Teacher,
-    prefix_N: Tensor,
-) -> Tensor:
-    """float[2, N]: what is trained of each token, and its cross-entropy in nats, detached.
-
-    teacher_NH, teacher_head  the teacher's hidden states and head
-    prefix_N            bool, tokens that are distilled from the teacher
-    """
-
-    def of_chunk(hidden: Tensor, labels: Tensor, base: Tensor, prefix: Tensor) -> Tensor:
-        said = _logits(hidden, head, cap).log_softmax(-1)
-        plain = F.nll_loss(said, labels, reduction="none")
-        if teacher.divergence == "cosine":
-            cosine = F.cosine_similarity(hidden.float(), base.float(), dim=-1)
-            apart = COSINE_WEIGHT * (1 - cosine)
-        else:
-            with torch.no_grad():
-                known = _logits(base, teacher_head, cap).log_softmax(-1)
-            pair = (known, said) if teacher.divergence == "reverse" else (said, known)
-            apart = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
-        if teacher.model is None:
-            apart = apart + plain
-        return torch.stack([torch.where(prefix, apart, plain), plain.detach()])
-
-    columns = (hidden_NH, labels_N, teacher_NH, prefix_N)
-    chunks = zip(*(column.split(CHUNK_TOKENS) for column in columns), strict=True)
-    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
-
-
-def _logits(hidden_NH: Tensor, head: nn.Linear, cap: float | None) -> Tensor:
-    """float32[N, V] in spite of a head that is replaced for the time being."""
-    logits_NV = F.linear(hidden_NH, head.weight, head.bias).float()
-    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
-
-
-def _in_bf16_on_cpu(hidden: Tensor) -> bool:
-    """Autocast reaches the head's matmul alone, not one that is fused with its loss: in float32
-    those take a third of a CPU's step."""
-    return not hidden.is_cuda and torch.is_autocast_enabled("cpu")
-
-
-def _cross_entropy(hidden_NH: Tensor, labels_N: Tensor, head: nn.Linear, reduction: str) -> Tensor:
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
-    autocast = hidden_NH.is_cuda and torch.is_autocast_enabled("cuda")
-    with tf32_matmuls() if autocast else contextlib.nullcontext():
-        return F.linear_cross_entropy(
-            hidden_NH.to(head.weight.dtype),  # which sharding may hold in bf16
-            head.weight,
-            labels_N,
-            linear_bias=head.bias,
-            reduction=reduction,
-            options=options if len(hidden_NH) > CHUNK_TOKENS else None,
-        ).float()
-
-
-@contextlib.contextmanager
-def tf32_matmuls() -> Generator[None]:
-    """Float32 matmuls of a GPU in TF32, for a head that autocast does not reach (docs/log.md)."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _logit_scale(config: Any) -> float:
