@@ -44,7 +44,6 @@ import gpu_cost
 import numpy as np
 import torch
 import train_step
-from torch.nn import functional as F
 
 from endprompt import recipe as recipes
 from endprompt import rope, units
@@ -426,68 +425,6 @@ def random_model(shape: str, tokenizer_of: str) -> Iterator[str]:
         yield scratch
 
 
-# The loss of torch 2.13 for an older one.
-
-
-class _ChunkedSum(torch.autograd.Function):
-    """Sum of cross-entropies of a head's logits; gradients are made beside it, chunk by chunk."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_NH: Any, weight: Any, labels_N: Any, bias: Any, chunk: int) -> Any:
-        total = hidden_NH.new_zeros((), dtype=torch.float32)
-        into_hidden, into_weight = torch.empty_like(hidden_NH), torch.zeros_like(weight)
-        into_bias = None if bias is None else torch.zeros_like(bias)
-        for start in range(0, len(hidden_NH), chunk):
-            part = slice(start, start + chunk)
-            log_NV = F.linear(hidden_NH[part], weight, bias).float().log_softmax(-1)
-            labels = labels_N[part, None]
-            total -= log_NV.gather(1, labels).sum()
-            change = log_NV.exp_().scatter_add_(
-                1, labels, torch.full_like(labels, -1.0, dtype=torch.float32)
-            )
-            change = change.to(weight.dtype)
-            into_hidden[part] = change @ weight
-            into_weight.addmm_(change.T, hidden_NH[part])
-            if into_bias is not None:
-                into_bias += change.sum(0)
-        ctx.save_for_backward(into_hidden, into_weight, into_bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, bias = ctx.saved_tensors
-        return (hidden * grads[0], weight * grads[0], None,
-                None if bias is None else bias * grads[0], None)  # fmt: skip
-
-
-def stand_in_for_the_fused_loss(*, force: bool = False) -> bool:
-    """Give an older torch a `linear_cross_entropy`; whether that was needed."""
-    if hasattr(F, "linear_cross_entropy") and not force:
-        return False
-
-    def linear_cross_entropy(
-        hidden: Any, weight: Any, labels: Any, *, linear_bias: Any = None, reduction: str = "mean",
-        options: Any = None,
-    ) -> Any:  # fmt: skip
-        chunk = options.batch_chunk_size if options else max(len(hidden), 1)
-        if reduction == "sum":
-            with torch.autocast(hidden.device.type, enabled=False):
-                return _ChunkedSum.apply(hidden, weight, labels, linear_bias, chunk)
-        losses = [
-            F.cross_entropy(F.linear(part, weight, linear_bias).float(), some, reduction="none")
-            for part, some in zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        ]
-        return torch.cat(losses) if losses else hidden.new_zeros(0)
-
-    @dataclass
-    class Options:
-        batch_chunk_size: int
-
-    F.linear_cross_entropy = linear_cross_entropy
-    torch.nn.LinearCrossEntropyOptions = Options  # ty: ignore[invalid-assignment]
-    return True
-
-
 def measure(table: Table, given: argparse.Namespace, all_of: Shared, work: Path) -> None:
     """Every figure that fits into the minutes, the most valuable first."""
 
@@ -592,7 +529,6 @@ def main() -> None:
         "tokens_per_step": given.tokens_per_step, "texts": given.texts, "needles": given.needles,
         "ruler_tasks": given.ruler_tasks, "samples": [given.near_samples, given.samples],
         "dtype": given.dtype, "shape": given.shape,
-        "stand_in_for_the_fused_loss": stand_in_for_the_fused_loss(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip
     table = Table(given.out, settings, 60 * given.minutes)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tiny_checkpoint import WORDS, save_tiny
 
@@ -111,28 +110,3 @@ def test_a_packed_model_is_the_model_in_bfloat16(script, toy, monkeypatch, tmp_p
     (next(parts[0].rglob("*.safetensors"))).unlink()
     with pytest.raises(SystemExit, match="a part has not arrived"):
         script.put_together(tmp_path / "pack", tmp_path / "other")
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_stand_in_for_the_fused_loss_has_its_gradients(script, monkeypatch, bias) -> None:
-    real, options = F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
-    torch.manual_seed(0)
-    given = [torch.randn(70, 16), torch.randn(40, 16), torch.randn(40)]
-    labels = torch.randint(40, (70,))
-
-    def gradients(loss: Any, chunks: Any, reduction: str) -> list[torch.Tensor]:
-        hidden, weight, shift = (tensor.clone().requires_grad_() for tensor in given)
-        losses = loss(hidden, weight, labels, linear_bias=shift if bias else None,
-                      reduction=reduction, options=chunks)  # fmt: skip
-        (2.5 * losses).sum().backward()
-        return [losses.detach(), *(t.grad for t in (hidden, weight, shift) if t.grad is not None)]
-
-    monkeypatch.setattr(F, "linear_cross_entropy", real)
-    monkeypatch.setattr(torch.nn, "LinearCrossEntropyOptions", options)
-    assert not script.stand_in_for_the_fused_loss()
-    assert script.stand_in_for_the_fused_loss(force=True)
-    chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=32)
-    for reduction in ("sum", "none"):
-        ours = gradients(F.linear_cross_entropy, chunks, reduction)
-        theirs = gradients(real, options(batch_chunk_size=32), reduction)
-        torch.testing.assert_close(ours, theirs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Labels:
     """float32[N]."""
     prefix: int
     """How many of the labels are prefix tokens."""
+    counts_2: Tensor
+    """float32[2], how many are prefix tokens and how many are not."""
 
     @classmethod
     def of(cls, batch: dict[str, Tensor]) -> Labels:
@@ -62,17 +64,18 @@ class Labels:
         parts = [np.flatnonzero((weights_L > 0) & inside_L) for inside_L in (prefix_L, ~prefix_L)]
         index = np.concatenate(parts)
         weights = weights_L[index].astype(np.float32)
-        return cls(torch.from_numpy(index), torch.from_numpy(weights), len(parts[0])).to(
-            batch["label_weights"].device
-        )
+        counts_2 = torch.tensor([float(len(part)) for part in parts])
+        labels = cls(torch.from_numpy(index), torch.from_numpy(weights), len(parts[0]), counts_2)
+        return labels.to(batch["label_weights"].device)
 
     def to(self, device: torch.device) -> Labels:
         """The same on another device."""
-        return Labels(
-            self.index_N.to(device, non_blocking=True),
-            self.weights_N.to(device, non_blocking=True),
-            self.prefix,
-        )
+        tensors = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def pick(self, column_BT: Tensor) -> Tensor:
         """[N, ...] of a column [B, T, ...]."""
@@ -140,7 +143,7 @@ def aligned_loss(
     labels   the labels of `batch` that weigh something
     teacher  what prefix tokens are distilled from
     gaps     what stands in the gaps of the model's rows; the teacher's have none
-    gain     weigh each token also by what it gains from far context (`gains`), without a teacher
+    gain     weigh each token also by what it gains from far context (`_gains`), without a teacher
     """
     bare: Any = getattr(model, "module", model)
     short_BTH = short_hidden(model, batch) if gain else None
@@ -151,9 +154,7 @@ def aligned_loss(
         with gaps.of(bare, batch) if gaps else contextlib.nullcontext():
             sums_3 = _sums_inside(model, batch, labels, teacher, other_NH)
     balance = router.balance_loss(bare, logits, batch["attention_mask"]) if logits else None
-    plain_2, count = sums_3[1:].detach(), len(labels.index_N)
-    counts_2 = plain_2.new_tensor([labels.prefix, count - labels.prefix])
-    by_segment = torch.stack([plain_2, counts_2], -1)
+    by_segment = torch.stack([sums_3[1:].detach(), labels.counts_2], -1)
     return Losses(sums_3[0], labels.weights_N.sum(), by_segment, balance)
 
 
