@@ -1,0 +1,172 @@
+"""The proof's tables in README.md and docs/results.md, out of the results that `make proof` leaves.
+
+    .venv/bin/python benchmarks/proof_table.py [RESULTS]
+
+RESULTS is the folder of `endprompt study proof --results`. A table stands between
+`<!-- proof: NAME -->` and `<!-- end -->` and is replaced; the numbers around it are not, and have
+to be gone over by hand. Arms that are not there yet are left out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from endprompt.compare.results import Scores, joined
+from endprompt.models import embedded
+from endprompt.study import definition
+from endprompt.study.definition import QUARTERS, Arm, Measure, Study
+from endprompt.study.numbers import Place
+from endprompt.study.real_model import Model
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "proof"
+WORDS = {
+    "base": "base",
+    "yarn": "YaRN by 4, untrained",
+    "yarn-h1.5": "YaRN by 6, untrained",
+    "yarn-h2": "YaRN by 8, untrained",
+}
+UNTAUGHT = ("json-kv", "mrcr")
+
+
+class Proof:
+    """The results of the study that are there, on the texts and seeds that its arms share."""
+
+    def __init__(self, results: Path, out: Path) -> None:
+        whole = definition.load("proof")
+        own = whole.real_model
+        for texts, seeds in ((own.texts, own.seeds), (own.texts, 1), (own.texts[:1], 1)):
+            real_model = own.model_copy(update={"texts": texts, "seeds": seeds})
+            self.study: Study = whole.model_copy(update={"real_model": real_model})
+            self.model = Model([self.study], embedded.resolve(None), out, results)
+            if not self.model.todo():
+                break
+        self.arms = {
+            name: arm
+            for name, arm in self.study.arms_at("smollm2").items()
+            if self.model.results(self.study, arm)
+        }
+
+    def scores(self, name: str, measure: Measure) -> Scores | None:
+        """Values of an arm, None where it has none."""
+        arm: Arm = self.arms[name]
+        by_place = self.model.values(self.study, arm, measure)
+        places: list[Place] = [place for place in measure.at if place in by_place]
+        return joined([by_place[place] for place in places]) if places else None
+
+    def cell(self, name: str, measure: Measure) -> str:
+        """A mean, with a star where it is not the main arm's by its 95 % interval."""
+        scores = self.scores(name, measure)
+        if scores is None:
+            return ""
+        mean = scores.estimate.mean
+        shown = f"{mean / 100:.2f}".lstrip("0") if measure.unit == "%" else f"{mean:.3f}"
+        main = self.scores(self.study.main, measure) if self.study.main in self.arms else None
+        apart = main.minus(scores) if main and name != self.study.main else None
+        return shown + ("*" if apart and apart.estimate.sign else "")
+
+    def row(self, name: str, measures: Sequence[Measure]) -> str:
+        """A line of a table."""
+        cells = [self.cell(name, measure) for measure in measures]
+        return f"| {WORDS.get(name, f'`{name}`')} | {' | '.join(cells)} |"
+
+
+def measure_of(proof: Proof, name: str) -> Measure:
+    """A measure of the study by its name."""
+    return next(measure for measure in proof.study.measures if measure.name == name)
+
+
+def table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """A table of Markdown."""
+    return "\n".join([f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1), *rows])
+
+
+def summary(proof: Proof) -> str:
+    """Every arm at the target, the base at its own window."""
+    at = {
+        "needles, farthest quarter ↑": "needles, farthest quarter",
+        "needles ↑": "needles",
+        "untaught tasks, farthest quarter ↑": "untaught, farthest quarter",
+        "untaught tasks ↑": "untaught tasks",
+        "loss, last quarter of the text ↓": "loss of the last quarter of the text",
+        "loss up to 8K ↓": "loss up to 8K",
+    }
+    measures = [measure_of(proof, name) for name in at.values()]
+    rows = []
+    for name in proof.arms:
+        own = measures
+        if name == "base":  # asked at its window
+            own = [measure.model_copy(update={"at": (1,)}) for measure in measures[:4]]
+            own += [measures[4].model_copy(update={"at": ()}), measures[5]]
+        rows.append(proof.row(name, own))
+    return table(["arm", *at], rows)
+
+
+def by_quarter(proof: Proof) -> str:
+    """Accuracy by quarter at the target and at the old window."""
+    kinds = {"needles": measure_of(proof, "needles")}
+    for task in UNTAUGHT:
+        kinds[f"`{task}`"] = measure_of(proof, "untaught tasks").model_copy(
+            update={"tasks": (task,)}
+        )
+    rows = []
+    for name in proof.arms:
+        cells = []
+        for measure in kinds.values():
+            for place in ("target", 1):
+                if place == "target" and name == "base":
+                    cells.append("")
+                    continue
+                quarters = [
+                    proof.cell(
+                        name, measure.model_copy(update={"at": (place,), "quarter": quarter})
+                    )
+                    for quarter in QUARTERS
+                ]
+                cells.append(" ".join(cell.rstrip("*") for cell in quarters))
+        rows.append(f"| {WORDS.get(name, f'`{name}`')} | {' | '.join(cells)} |")
+    heads = [f"{kind}, {place}" for kind in kinds for place in ("32K", "8K")]
+    return table(["arm, farthest quarter first", *heads], rows)
+
+
+def inside(proof: Proof) -> str:
+    """What is asked inside the old window, and losses of answers at the target."""
+    names = ("needles at 8K", "untaught tasks at 8K", "recall of text", "untaught, nats")
+    heads = ["needles at 8K ↑", "untaught tasks at 8K ↑", "verbatim recall, nats ↓",
+             "untaught tasks, nats ↓"]  # fmt: skip
+    measures = [measure_of(proof, name) for name in names]
+    rows = []
+    for name in proof.arms:
+        own = list(measures)
+        if name == "base":
+            own[2:4] = [measure.model_copy(update={"at": (1,)}) for measure in own[2:4]]
+        rows.append(proof.row(name, own))
+    return table(["arm", *heads], rows)
+
+
+TABLES = {"summary": summary, "by quarter": by_quarter, "inside": inside}
+
+
+def filled(page: str, proof: Proof) -> str:
+    """A page with its tables made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](proof)}\n{match[3]}"
+
+    return re.sub(r"(<!-- proof: ([a-z ]+) -->)\n.*?(<!-- end -->)", made, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    with tempfile.TemporaryDirectory() as out:
+        proof = Proof(results, Path(out))
+        for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+            page.write_text(filled(page.read_text(), proof))
+
+
+if __name__ == "__main__":
+    main()
