@@ -1,4 +1,4 @@
-"""The demo's tables and pictures in README.md and docs/results.md, out of its record.
+"""The demo's table in docs/results.md and the pictures of it, out of its record.
 
     .venv/bin/python benchmarks/demo_table.py [RUN.json]
 
@@ -80,17 +80,6 @@ def full(run: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def at_target(run: dict[str, Any]) -> str:
-    """Every arm at the target, a line each."""
-    arms, target = run["arms"], run["target"]
-    heads = [f"{m.name} {'↑' if m.higher_is_better else '↓'}" for m in MEASURES]
-    columns = [_column([m.of(arm, target) for arm in arms], m) for m in MEASURES]
-    lines = [f"| at {target:,} tokens | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
-    for arm, *cells in zip(arms, *columns, strict=True):
-        lines.append(f"| {label(arm)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def figure(run: dict[str, Any]) -> figures.Drawing:
     """Digit accuracy by length, a line an arm."""
     measure = next(m for m in MEASURES if m.leaf == "digits")
@@ -118,7 +107,7 @@ def draw(run: dict[str, Any], folder: Path) -> None:
         svg.unlink()
 
 
-TABLES = {"full": full, "at target": at_target}
+TABLES = {"full": full}
 
 
 def filled(page: str, run: dict[str, Any]) -> str:
@@ -134,8 +123,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         RECORD.write_text(Path(sys.argv[1]).read_text().replace(str(Path.home()), "~"))
     run = json.loads(RECORD.read_text())
-    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
-        page.write_text(filled(page.read_text(), run))
+    page = ROOT / "docs" / "results.md"
+    page.write_text(filled(page.read_text(), run))
     draw(run, PICTURES)
 
 
