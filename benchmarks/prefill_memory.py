@@ -12,7 +12,7 @@ Compared are
 Each measurement runs in a process of its own, the two of a pair one after the other. Time is the
 processor's (`process_time`, one thread), so that other work on the machine counts little; the
 least of the rounds is taken, and wall-clock time is recorded beside it. Memory is the peak above
-the base: interpreter, libraries and weights after a short prompt.
+the base: interpreter, libraries and weights after a short prompt; unknown where loading took more.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def compared(rows: list[dict[str, Any]], length: int, pair: tuple[str, str]) -> 
         [row for row in rows if (row["length"], row["kind"]) == (length, kind)] for kind in pair
     )
 
-    def ratio(of: Any) -> float:
-        return min(map(of, ours)) / min(map(of, theirs))
+    def ratio(of: Any) -> float | None:
+        least = [min(map(of, rows)) for rows in (ours, theirs)]
+        return least[0] / least[1] if min(least) > 0 else None
 
     return {
         "length": length,
@@ -130,8 +131,9 @@ def main() -> None:
                     flush=True,
                 )
             ratios.append(compared(rows, length, pair))
-            print("{length:6} {ours} / {theirs}: time {time:.2f}, memory {memory:.2f}".format(
-                **ratios[-1]), flush=True)  # fmt: skip
+            memory = ratios[-1]["memory"]
+            print("{length:6} {ours} / {theirs}: time {time:.2f}, memory ".format(**ratios[-1])
+                  + (f"{memory:.2f}" if memory else "unknown"), flush=True)  # fmt: skip
             files.write_json(
                 given.out or train_step.results(RESULTS, given.dtype),
                 {
