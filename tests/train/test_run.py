@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import OutputError, RecipeError, TextError, TrainingError
 from endprompt.io import claims, digests, files
 from endprompt.io.files import sha256_file
+from endprompt.models import bf16_attention
 from endprompt.train import checkpoints, run
 from tiny_checkpoint import RECALL_POSE
 
@@ -439,6 +441,27 @@ def test_losses_in_bf16_stay_beside_those_in_float32(
     exact, rounded = curve("float32"), curve("bfloat16")
     assert exact != rounded
     assert rounded == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize(("fast", "name"), [(True, bf16_attention.NAME), (False, "sdpa")])
+def test_in_bf16_model_and_teacher_attend_by_matmuls_where_the_cpu_is_fast_at_them(
+    tiny: Path, documents: TokenDocuments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fast: bool, name: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda: fast)
+    attend = mock.Mock(wraps=bf16_attention.attend)
+    monkeypatch.setattr(bf16_attention, "attend", attend)
+    settings = {"training.dtype": "bfloat16", "training.prefix_loss": "base"}
+    done = run.train(
+        a_recipe(**settings, **{"training.tokens": 256}), model=str(tiny), documents=documents,
+        target=TARGET, out=tmp_path,
+    )  # fmt: skip
+    assert done.computation["attention"] == name
+    layers = json.loads((tmp_path / "model/config.json").read_text())["num_hidden_layers"]
+    passes = done.steps * 2  # the teacher's and the model's
+    assert attend.call_count == (passes * layers if fast else 0)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert saved.config._attn_implementation == "sdpa"
 
 
 def test_saved_config_serves_readers_of_both_layouts(
