@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from tiny_lm import tiny_engine
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from endprompt.eval import chunk_attention
+from endprompt.models import bf16_attention
 from tiny_families import EXTENDED, tiny_known
 
 
@@ -37,6 +40,24 @@ def test_questions_apart_attend_as_with_a_mask_of_everything(dtype: torch.dtype)
     out = chunk_attention.attend(query, key, value, own_TT=own)
     bound = 1e-5 if dtype == torch.float32 else 4e-3
     torch.testing.assert_close(out, expected, atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_prefill_in_bf16_is_made_by_matmuls_where_the_cpu_is_fast_at_them(
+    monkeypatch, fast: bool
+) -> None:
+    monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda: fast)
+    attend = mock.Mock(wraps=bf16_attention.attend)
+    monkeypatch.setattr(bf16_attention, "attend", attend)
+    engine = tiny_engine(chunk=16)
+    engine.model.to(torch.bfloat16)
+    scores = engine.context().extend(range(5, 69), scored=63)
+    layers = engine.model.config.num_hidden_layers
+    assert attend.call_count == (3 * layers if fast else 0)  # all chunks but the first
+    engine.model.float()
+    exact = engine.context().extend(range(5, 69), scored=63)
+    assert attend.call_count == (3 * layers if fast else 0)
+    assert scores.mean == pytest.approx(exact.mean, abs=0.01)
 
 
 def test_prefill_makes_no_mask_and_leaves_the_model_its_backend(monkeypatch) -> None:
