@@ -77,7 +77,7 @@ def test_gradients_are_those_of_causal_attention(H: int, K: int, block_bytes: in
     ours = [part.clone().requires_grad_() for part in given]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16_attention, "SCORE_BYTES", block_bytes)
-        bf16_attention.trained(*ours, 0.3).backward(above)
+        bf16_attention.attend_rows(*ours, 0.3).backward(above)
     for mine, expected in zip(ours, doubles, strict=True):
         assert mine.grad is not None
         assert expected.grad is not None
@@ -158,3 +158,20 @@ def test_a_model_trains_with_it_as_with_sdpa(monkeypatch, padded: bool, recomput
     layers = model.config.num_hidden_layers
     assert attend.call_count == (0 if padded else layers)  # kept, not made again
     assert error(grads[bf16_attention.NAME], grads["sdpa"].double()) < 0.02
+
+
+@pytest.mark.parametrize("said", ["by the module", "in the call"])
+def test_attention_that_is_not_causal_is_left_to_sdpa(monkeypatch, said: str) -> None:
+    """As in the tower of a model that sees pictures, which has no mask either."""
+    monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda: True)
+    torch.manual_seed(0)
+    given = drawn(1, 4, 2, 9, 9, 16)
+    module, others = torch.nn.Module(), {}
+    module.num_key_value_groups = 2
+    if said == "by the module":
+        module.is_causal = False
+    else:
+        others["is_causal"] = False
+    out, _ = bf16_attention._forward(module, *given, None, scaling=0.3, **others)
+    whole = torch.ones(9, 9, dtype=torch.bool)
+    assert error(out.transpose(1, 2), exact(*given, whole, 0.3)) < 0.01

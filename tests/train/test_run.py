@@ -26,6 +26,7 @@ from endprompt.io.files import sha256_file
 from endprompt.models import bf16_attention
 from endprompt.train import checkpoints, run
 from tiny_checkpoint import RECALL_POSE
+from tiny_families import tiny_model
 
 TARGET = 512
 SAVE = "transformers.modeling_utils.safe_save_file"
@@ -462,6 +463,26 @@ def test_in_bf16_model_and_teacher_attend_by_matmuls_where_the_cpu_is_fast_at_th
     assert attend.call_count == (passes * layers if fast else 0)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert saved.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "ranks", "name"),
+    [
+        ("bfloat16", False, 1, bf16_attention.NAME),
+        ("bfloat16", True, 1, "sdpa"),
+        ("bfloat16", False, 2, "sdpa"),  # attention goes round the ranks inside SDPA
+        ("float32", False, 1, "sdpa"),
+    ],
+)
+def test_only_whole_rows_in_bf16_on_a_cpu_are_attended_by_matmuls(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, gpu: bool, ranks: int, name: str
+) -> None:
+    monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(run.context_parallel, "ranks_of_a_row", lambda: ranks)
+    model = tiny_model()
+    run._prefer_matmuls(model, dtype)
+    assert model.config._attn_implementation == name
 
 
 def test_saved_config_serves_readers_of_both_layouts(

@@ -10,7 +10,8 @@ query's largest score taken off first. Softmax is the same for any such number, 
 matter are small then, so rounding costs little.
 
 Shape letters: B rows, T queries, S keys that end with the queries' own, H query heads, K key heads,
-D head size; G = H / K query heads that share keys, N tokens of a block, R = G x N.
+D head size; G = H / K query heads that share keys, N tokens of a block, R = G x N, E keys that a
+block sees, M of them sampled.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def suits(query: Tensor) -> bool:
 
 
 def prefer(model: Any) -> None:
-    """Let a model with SDPA take this for whole rows in bfloat16 on a CPU where it is faster."""
+    """Let a model with SDPA take this for whole rows in bfloat16 where the CPU is faster so.
+
+    For a model that runs on the CPU, its rows not cut among ranks.
+    """
     if model.config._attn_implementation == "sdpa" and _fast_matmuls():
         model.set_attn_implementation(NAME)
 
@@ -60,27 +64,25 @@ class _Block:
 
     row: int
     head: int
-    start: int
-    end: int
+    tokens: slice
     asked_RD: Tensor
     keys_ED: Tensor
     values_ED: Tensor
     weights_RE: Tensor
     """bfloat16; overwritten by the next block."""
 
-    def rows(self, x_BHTD: Tensor) -> Tensor:
-        """[R, D] of a tensor shaped like the queries."""
-        B, H, T, D = x_BHTD.shape
-        G = len(self.asked_RD) // (self.end - self.start)
-        mine = x_BHTD.view(B, H // G, G, T, D)[self.row, self.head, :, self.start : self.end]
-        return mine.reshape(-1, D)
+    def of(self, x_BHTD: Tensor) -> Tensor:
+        """Its part of a tensor shaped like the queries, a view [G, N, D]."""
+        heads = x_BHTD.unflatten(1, (-1, len(self.asked_RD) // self._size))
+        return heads[self.row, self.head, :, self.tokens]
 
     def put(self, x_BHTD: Tensor, part_RD: Tensor) -> None:
-        """Write rows of this block into a tensor shaped like the queries."""
-        B, H, T, D = x_BHTD.shape
-        G = len(part_RD) // (self.end - self.start)
-        mine = x_BHTD.view(B, H // G, G, T, D)[self.row, self.head, :, self.start : self.end]
-        mine.copy_(part_RD.view(G, -1, D))
+        """Write its part of a tensor shaped like the queries."""
+        self.of(x_BHTD).copy_(part_RD.view(-1, self._size, part_RD.shape[1]))
+
+    @property
+    def _size(self) -> int:
+        return self.tokens.stop - self.tokens.start
 
 
 def _blocks(
@@ -110,7 +112,7 @@ def _blocks(
                 own_GNT = score_RE.view(G, end - start, seen)[:, :, S - T + first :]
                 own_GNT.masked_fill_(unseen_TT[start:end, first : seen - S + T], -torch.inf)
                 torch.softmax(score_RE, -1, out=score_RE)
-                yield _Block(b, k, start, end, asked_RD, keys_ED, values_ED, score_RE)
+                yield _Block(b, k, slice(start, end), asked_RD, keys_ED, values_ED, score_RE)
 
 
 def attend(
@@ -144,31 +146,25 @@ def gradients(
     of_query = torch.empty(query_BHTD.shape, dtype=query_BHTD.dtype)
     # Sums over blocks of queries, and over the heads that share keys.
     of_key, of_value = (torch.zeros(key_BKSD.shape) for _ in range(2))
-    grad_BHTD, out_BHTD = grad_BHTD.contiguous(), out_BHTD.contiguous()
-    of_scores: Tensor | None = None
     for block in _blocks(query_BHTD, key_BKSD, value_BKSD, scale, None):
-        weights_RE, (rows, seen) = block.weights_RE, block.weights_RE.shape
-        grad_RD = block.rows(grad_BHTD)
+        weights_RE, seen = block.weights_RE, len(block.keys_ED)
+        grad_RD, out_RD = (block.of(part).flatten(0, 1) for part in (grad_BHTD, out_BHTD))
         of_value[block.row, block.head, :seen] += weights_RE.T @ grad_RD
-        summed_R1 = (grad_RD.float() * block.rows(out_BHTD)).sum(-1, keepdim=True).bfloat16()
-        if of_scores is None or len(of_scores) < rows * seen:
-            of_scores = weights_RE.new_empty(rows * key_BKSD.shape[2])
-        score_RE = of_scores[: rows * seen].view(rows, seen)
-        shift_RE = (-summed_R1).expand_as(score_RE)
-        torch.addmm(shift_RE, grad_RD, block.values_ED.T, out=score_RE)
+        summed_R1 = (grad_RD.float() * out_RD).sum(-1, keepdim=True).bfloat16()
+        score_RE = torch.addmm(-summed_R1, grad_RD, block.values_ED.T)
         score_RE.mul_(weights_RE)
         block.put(of_query, (score_RE @ block.keys_ED).mul_(scale))
         of_key[block.row, block.head, :seen] += (score_RE.T @ block.asked_RD).mul_(scale)
     return of_query, of_key.to(key_BKSD.dtype), of_value.to(value_BKSD.dtype)
 
 
-@torch.library.custom_op("endprompt::bf16_attention", mutates_args=())
-def trained(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+@torch.library.custom_op("endprompt::matmul_attention", mutates_args=())
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal `attend` of rows [B, H, T, D] to themselves, with gradients."""
     return attend(query, key, value, scale=scale)
 
 
-@trained.register_fake
+@attend_rows.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
     return torch.empty(query.shape, dtype=query.dtype)
 
@@ -183,8 +179,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*gradients(grad, query, key, value, out, scale=ctx.scale), None)
 
 
-trained.register_autograd(_backward, setup_context=_keep)
-OPERATOR = torch.ops.endprompt.bf16_attention
+attend_rows.register_autograd(_backward, setup_context=_keep)
+OPERATOR = torch.ops.endprompt.matmul_attention
 
 
 def _forward(
@@ -201,11 +197,12 @@ def _forward(
     if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = (part.to(dtype) for part in (query, key, value))
+    causal = others.get("is_causal", getattr(module, "is_causal", True)) is not False
     plain = attention_mask is None and not dropout and others.get("position_bias") is None
     square = query.shape[2:] == key.shape[2:] == value.shape[2:] and query.shape[2] > 1
-    if plain and square and suits(query):
+    if plain and causal and square and suits(query):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return trained(query, key, value, scale).transpose(1, 2).contiguous(), None
+        return attend_rows(query, key, value, scale).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
     )

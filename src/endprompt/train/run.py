@@ -301,12 +301,18 @@ def _teacher_and_bank(
     dtype = "bfloat16" if training.dtype == "bfloat16" else "float32"
     base = models.load(model, models.load_config(model), dtype=dtype)
     if distils:
-        if training.dtype == "bfloat16":
-            bf16_attention.prefer(base)
+        _prefer_matmuls(base, training.dtype)
         teacher = Teacher(base, training.divergence)
     if rows.filler is None:
         return teacher, None
     return teacher, gaps.read(base.to(_device()), family, rows.filler.pieces)
+
+
+def _prefer_matmuls(network: Any, dtype: str) -> None:
+    """Let a model attend by bf16 matmuls where that is faster; rows cut among ranks need SDPA."""
+    whole = context_parallel.ranks_of_a_row() == 1
+    if dtype == "bfloat16" and whole and _device().type == "cpu":
+        bf16_attention.prefer(network)
 
 
 def _device() -> torch.device:
@@ -322,8 +328,8 @@ def _make_trainable(network: Any, recipe: Recipe, config: Any) -> tuple[int, int
     adapters.prepare(network, training)
     if training.attention == "shifted":
         network.set_attn_implementation(attention.register(training.attention_groups))
-    elif training.dtype == "bfloat16":
-        bf16_attention.prefer(network)
+    else:
+        _prefer_matmuls(network, training.dtype)
     batches = amounts.batches(
         context_parallel.readers(), _tokens_at_once(recipe, flops.read(config))
     )
