@@ -52,11 +52,8 @@ def weighted_sum(
     cap       a family's soft cap on its logits
     held      None: the loss is the cross-entropy of the labels
     """
-    other = None
-    if held is not None:
-        other = (held.hidden_NH, held.head.weight, held.head.bias, held.reverse, held.text)
     losses: tuple[Tensor, Tensor] = _WeightedSum.apply(
-        hidden_NH, head.weight, head.bias, labels_N, weights_N, cap, other
+        hidden_NH, head.weight, head.bias, labels_N, weights_N, cap, held
     )
     return losses
 
@@ -71,10 +68,12 @@ class _WeightedSum(torch.autograd.Function):
         labels_N: Tensor,
         weights_N: Tensor,
         cap: float | None,
-        held: tuple[Tensor, Tensor, Tensor | None, bool, bool] | None,
+        held: Held | None,
     ) -> tuple[Tensor, Tensor]:
         logits = _Logits(hidden_NH, weight_VH, bias_V, cap)
-        teacher = _Logits(*held[:3], cap) if held else None
+        teacher = None
+        if held:
+            teacher = _Logits(held.hidden_NH, held.head.weight, held.head.bias, cap)
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         kind = torch.promote_types(logits.hidden_NH.dtype, torch.float32)
         of_hidden = torch.empty_like(hidden_NH) if for_hidden else None
@@ -87,19 +86,16 @@ class _WeightedSum(torch.autograd.Function):
             said_CV, labels_C, weights_C = logits.of(part), labels_N[part], weights_N[part]
             slope_CV = None if cap is None else 1 - (said_CV / cap).square()
             label_C = said_CV.gather(-1, labels_C[:, None])[:, 0]
-            apart_CV = None if teacher is None else teacher.of(part)
-            if apart_CV is None or held is None:
-                plain_C = loss_C = _softmax_(said_CV) - label_C
-                toward_CV, text = said_CV, True
+            if held and teacher:
+                loss_C, toward_CV, lse_C = _divergence(said_CV, teacher.of(part), held.reverse)
+                if held.text:
+                    loss_C, toward_CV = loss_C + lse_C - label_C, toward_CV + said_CV
             else:
-                loss_C, toward_CV, said_lse_C = _divergence(said_CV, apart_CV, reverse=held[3])
-                plain_C, text = said_lse_C - label_C, held[4]
-                loss_C = loss_C + plain_C if text else loss_C
-                if text:
-                    toward_CV = toward_CV + said_CV
-            if text:
+                toward_CV, lse_C = said_CV, _softmax_(said_CV)
+                loss_C = lse_C - label_C
+            if held is None or held.text:
                 toward_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C] -= 1
-            plain_N[part] = plain_C
+            plain_N[part] = lse_C - label_C
             total += (loss_C * weights_C).sum()
             if not any(ctx.needs_input_grad[:3]):
                 continue
@@ -178,9 +174,7 @@ def _softmax_(logits_CV: Tensor) -> Tensor:
     return most_C - logits_CV.gather(-1, place_C[:, None])[:, 0].log()
 
 
-def _divergence(
-    said_CV: Tensor, known_CV: Tensor, *, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _divergence(said_CV: Tensor, known_CV: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """KL [C] of logits, its gradient [C, V] for `said`, and the log-sum-exps [C] of `said`.
 
     `said` is turned into probabilities.

@@ -54,7 +54,7 @@ class Labels:
     prefix: int
     """How many of the labels are prefix tokens."""
     counts_2: Tensor
-    """float32[2], how many are prefix tokens and how many are not."""
+    """float32[2], how many are prefix tokens and how many are not: on the device beforehand."""
 
     @classmethod
     def of(cls, batch: dict[str, Tensor]) -> Labels:
