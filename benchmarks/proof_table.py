@@ -55,7 +55,10 @@ class Finished(Model):
 
 
 class Proof:
-    """The results of the study that are there, on the texts and seeds that its arms share."""
+    """The results that are there, on the texts and seeds that the README's arms share.
+
+    Arms that lack one of those are left out.
+    """
 
     def __init__(self, results: Path) -> None:
         whole = definition.load("proof")
@@ -64,13 +67,11 @@ class Proof:
             real_model = own.model_copy(update={"texts": texts, "seeds": seeds})
             self.study: Study = whole.model_copy(update={"real_model": real_model})
             self.model = Finished([self.study], "", results, results)
-            if not self.model.todo():
+            lacking = {unit.name for unit in self.model.todo()}
+            arms = self.study.arms_at("smollm2")
+            if lacking.isdisjoint(CHOSEN):
                 break
-        self.arms = {
-            name: arm
-            for name, arm in self.study.arms_at("smollm2").items()
-            if self.model.results(self.study, arm)
-        }
+        self.arms = {name: arm for name, arm in arms.items() if name not in lacking}
 
     def scores(self, name: str, measure: Measure) -> Scores | None:
         """Values of an arm, None where it has none."""

@@ -188,11 +188,21 @@ def test_planting_keeps_the_text_and_every_statement_whole(
 ) -> None:
     body = np.arange(length)
     statements = [np.full(size, -1 - n) for n, size in enumerate(sizes)]
-    planted = plant(body, statements, np.random.default_rng(seed))
+    planted, is_planted = plant(body, statements, np.random.default_rng(seed))
+    np.testing.assert_array_equal(is_planted, planted < 0)
     np.testing.assert_array_equal(planted[planted >= 0], body)
     for n, size in enumerate(sizes):
         where = np.flatnonzero(planted == -1 - n)
         np.testing.assert_array_equal(where, np.arange(where[0], where[0] + size))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_planted_statements_have_their_own_weight_and_the_text_keeps_its(weight: float) -> None:
+    recall = Recall(verbatim=0, facts=4, planted_weight=weight)
+    content = write(Terminal(cue="recall", recall=recall), 1200)
+    own = content.prefix_P >= 0x4E00
+    assert read(content.prefix_P[~own]).count("The number that opens") == 4
+    np.testing.assert_array_equal(content.weights_P, np.where(own, 1, weight).astype(np.float32))
 
 
 def test_sentence_ends_are_single_tokens_behind_a_word() -> None:

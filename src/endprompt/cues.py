@@ -53,6 +53,8 @@ class Recall(Protocol):
     def answer_tokens(self) -> tuple[int, int]: ...
     @property
     def answers_only(self) -> bool: ...
+    @property
+    def planted_weight(self) -> float: ...
 
 
 class Terminal(Protocol):
@@ -84,10 +86,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Content:
-    """A row's text int[P] (facts planted) and its terminals, not yet placed."""
+    """A row's text int[P] (facts planted) and its terminals, not yet placed.
+
+    weights_P  float[P], loss weights of the text as multiples of the prefix's; None: all 1
+    """
 
     prefix_P: Ints
     terminals: list[Segment]
+    weights_P: Floats | None = None
 
 
 log = logging.getLogger(__name__)
@@ -170,7 +176,7 @@ class CueWriter:
         P = prefix_length(
             len(text_T), _terminal_tokens(facts, spans, marks), least=_least_prefix(facts, spans)
         )
-        prefix_P = plant(text_T[: P - sum(map(len, planted))], planted, rng)
+        prefix_P, planted_P = plant(text_T[: P - sum(map(len, planted))], planted, rng)
 
         segments = []
         for n in anchors:
@@ -183,7 +189,8 @@ class CueWriter:
                 parts += [(opening, False), (quoted[:cue], False)]
                 parts += [(quoted[cue:], True), (closing, False)]
             segments.append(_segment(parts, terminal.weight, recall))
-        return Content(prefix_P, segments)
+        weights_P = np.where(planted_P, recall.planted_weight, 1).astype(np.float32)
+        return Content(prefix_P, segments, weights_P)
 
     def _fit(
         self, facts: list[list[Fact]], spans: list[list[Span]], marks: int, row_tokens: int
@@ -325,15 +332,18 @@ def _drop_one(facts: list[list[Fact]], spans: list[list[Span]]) -> bool:
     return True
 
 
-def plant(text: Ints, statements: list[Ints], rng: np.random.Generator) -> Ints:
-    """Put statements into a text at random places, int[n] and k of int[m] to int[n + k m]."""
+def plant(
+    text: Ints, statements: list[Ints], rng: np.random.Generator
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """Put statements into a text at random places, int[n] and k of int[m] to int[n + k m].
+
+    Second: which of the tokens are a statement's.
+    """
     places = rng.integers(len(text) + 1, size=len(statements))
     order = np.argsort(places, kind="stable")
-    return np.insert(
-        text,
-        np.repeat(places[order], [len(statements[k]) for k in order]),
-        np.concatenate([statements[k] for k in order]) if statements else text[:0],
-    )
+    at = np.repeat(places[order], [len(statements[k]) for k in order])
+    tokens = np.concatenate([statements[k] for k in order]) if statements else text[:0]
+    return np.insert(text, at, tokens), np.insert(np.zeros(len(text), bool), at, True)
 
 
 def _closed(span: tuple[int, int]) -> tuple[int, int]:

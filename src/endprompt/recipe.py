@@ -145,6 +145,8 @@ class Recall(Settings):
     cue_tokens: Span = (8, 12)
     answer_tokens: Span = (16, 24)
     answers_only: bool = True
+    planted_weight: Weight = 1.0
+    """Loss weight of the planted statements, as a multiple of the prefix's."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:
@@ -562,6 +564,7 @@ ADDED = {
     "divergence": "forward",
     "far_weight": 0.0,
     "label_weights": "rows",
+    "planted_weight": 1.0,
 }
 """Keys that came later, with their defaults."""
 

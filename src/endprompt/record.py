@@ -276,6 +276,8 @@ class StudyArm(Record):
     training: Training
     window: Window | None = None
     untaught: Untaught | None = None
+    other_texts: dict[str, list[float]] = {}
+    """Losses of texts that it was not trained on, up to the window, bin by bin."""
     provenance: Json
 
 

@@ -15,7 +15,7 @@ from endprompt import recipe as recipes
 from endprompt.cues import CueWriter
 from endprompt.data.rows import PREFIX, TERMINAL, RowSource, collate
 from endprompt.errors import PositionError, RecipeError, TextError
-from endprompt.recipe import Kind, Prefix, Rows, Terminal
+from endprompt.recipe import Kind, Prefix, Recall, Rows, Terminal
 
 TOKENS, TARGET = 2048, 8192
 TRAINED = [name for name in recipes.names() if recipes.load(name).trained]
@@ -88,6 +88,19 @@ def test_every_recipe_makes_rows_of_the_same_length_inside_the_target(
         assert row.positions_T[-1] == TARGET - 1
     if not kind.jumps:
         np.testing.assert_array_equal(row.positions_T, np.arange(expected))
+
+
+def test_planted_statements_weigh_their_part_of_the_prefix_s_weight() -> None:
+    recall = Recall(verbatim=1, facts=3, planted_weight=0)
+    kind = Kind(
+        prefix=Prefix(layout="pose", weight=0.5), terminal=Terminal(cue="recall", recall=recall)
+    )
+    row = source(Rows(tokens=TOKENS, kinds=(kind,))).row(3)
+    text = (row.tokens_T >= 200) & (row.segments_T == PREFIX)
+    planted = (row.tokens_T < 200) & (row.tokens_T != ord(".")) & (row.segments_T == PREFIX)
+    assert planted.sum() > 100
+    assert set(row.weights_T[text]) == {np.float32(0.5)}
+    assert set(row.weights_T[planted]) == {np.float32(0)}
 
 
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=12), st.sampled_from(TRAINED))

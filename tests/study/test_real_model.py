@@ -149,7 +149,9 @@ def test_the_proof_has_its_arms_on_both_texts_and_seeds(wide: Path, tmp_path: Pa
     units = model.units()
     trained = [name for name, arm in study.arms.items() if arm.built().trained]
     untrained = [name for name in study.arms if name not in trained]
-    assert len(units) == 2 * len(untrained) + 2 * 2 * len(trained)
+    once = [name for name in trained if study.arms[name].seeds == 1]
+    assert {"recall-anchors", "recall-anchors-no-jump", "pose", "short"} <= {*trained} - {*once}
+    assert len(units) == 2 * len(untrained) + 2 * len(once) + 4 * (len(trained) - len(once))
     assert len({model.result(unit) for unit in units}) == len(units)
     first = [unit.text for unit in units[: len(study.arms)]]
     assert set(first) == {study.real_model.texts[0]}  # a whole table before the second text
@@ -161,6 +163,48 @@ def test_the_proof_has_its_arms_on_both_texts_and_seeds(wide: Path, tmp_path: Pa
     bare = model.recipe(study, study.arms["recall-anchors-no-jump"], 0)
     assert not bare.jumps
     assert model.recipe(study, study.arms["base"]).rope.scaling == "none"
+
+
+def test_a_model_is_asked_the_loss_of_the_texts_that_it_was_not_trained_on(
+    wide: Path, book: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(4):
+        digits = np.random.default_rng(number).integers(10, size=9000)
+        (other / f"{number}.txt").write_text(" ".join(map(str, digits)))
+    study = small(book)
+    kept = study.measures[0].model_copy(update={"benchmark": "other-loss", "at": (1,)})
+    study = study.model_copy(
+        update={
+            "main": "base",
+            "arms": {"base": study.arms["base"]},
+            "measures": (study.measures[0], kept),
+            "real_model": study.real_model.model_copy(update={"texts": (str(book), str(other))}),
+        }
+    )
+    model = Model([study], str(wide), tmp_path / "out", tmp_path / "results")
+    assert len([name for name in run(model) if name.startswith("other-0-")]) == 2
+    base = study.arms["base"]
+    (asked,) = model.values(study, base, kept).values()
+    assert set(asked.bases) == {0, 1}
+    inside = kept.model_copy(update={"benchmark": "text-loss"})
+    read = model.values(study, base, inside)[1].bases
+    for here, there in ((0, 1), (1, 0)):  # other needles stand in the same text
+        near, far = (np.abs(asked.bases[here][0] - read[base][0]).max() for base in (there, here))
+        assert near < far / 3
+
+
+def test_an_arm_may_have_fewer_seeds_than_its_study(wide: Path, book: Path, tmp_path: Path) -> None:
+    study = small(book, seeds=2)
+    pose = study.arms["pose"].model_copy(update={"seeds": 1})
+    study = study.model_copy(update={"arms": study.arms | {"once": pose}})
+    model = Model([study], str(wide), tmp_path, tmp_path / "results")
+    seeds = [(unit.name, unit.seed) for unit in model.units()]
+    assert seeds == [("base", None), ("pose", 0), ("pose", 1)]
+    study = study.model_copy(update={"arms": {"once": pose}, "main": "once"})
+    model = Model([study], str(wide), tmp_path, tmp_path / "results")
+    assert [unit.seed for unit in model.units()] == [0]
 
 
 def test_a_text_that_is_not_there_is_named(wide: Path, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def of_window(window: Window) -> dict[tuple[str, int], Answers]:
     return answers
 
 
+def text_losses(window: Window, length: int) -> list[float]:
+    """Nats per token of the texts of a window check up to a length, bin by bin."""
+    return [value for _, value in of_window(window)["text-loss", length]]
+
+
 def of_untaught(untaught: Untaught) -> dict[tuple[str, int], Answers]:
     """Answers of each task that no row teaches, as `untaught/TASK` and `untaught-loss/TASK`."""
     answers: dict[tuple[str, int], list[tuple[float, float]]] = {}

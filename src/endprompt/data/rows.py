@@ -126,6 +126,7 @@ class RowSource:
             rng=rng,
             stops=stops,
             reach=min((index + 1) / self._count, 1.0) if kind.prefix.grows else 1.0,
+            weights_P=content.weights_P,
         )
 
     @cached_property
@@ -200,12 +201,16 @@ def assemble(
     rng: np.random.Generator,
     stops: Ints | None = None,
     reach: float = 1.0,
+    weights_P: NDArray[np.float32] | None = None,
 ) -> Row:
     """Give positions to a prefix and its terminals; raises PositionError when they don't fit.
 
     stops  int[k], indices in the prefix where its sentences end: what `longrecipe` asks for
     reach  part of the room beyond the prefix's own length that its layout may fill, 0 to 1
+    weights_P  float[P], loss weights as multiples of `prefix.weight`; None: all 1
     """
+    if weights_P is None:
+        weights_P = np.ones(len(prefix_P), np.float32)
     lengths = [len(segment.tokens) for segment in terminals]
     room = len(prefix_P) + int(reach * (target - sum(lengths) - len(prefix_P)))
     first = positions.LAYOUTS[prefix.layout](
@@ -222,7 +227,7 @@ def assemble(
         np.concatenate([first, *rest]),
         np.concatenate(
             [
-                np.full(len(prefix_P), prefix.weight, np.float32),
+                np.float32(prefix.weight) * weights_P,
                 *(segment.weights for segment in terminals),
             ]
         ),

@@ -24,14 +24,16 @@ SHIPPED = Path(__file__).parents[1] / "studies"
 Scale = Literal["lab", "smollm2", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 Benchmark = Literal[
-    "ruler", "longbench", "short", "loss", "text-loss", "key-loss", "needles", "needle-loss",
-    "recall", "untaught", "untaught-loss", "seconds", "flops", "memory",
+    "ruler", "longbench", "short", "loss", "text-loss", "key-loss", "other-loss", "needles",
+    "needle-loss", "recall", "untaught", "untaught-loss", "seconds", "flops", "memory",
 ]  # fmt: skip
 KEY_LOSS = "key-loss"
 """Nats per token that gains from far context by the study's model: evaluations take longer."""
 WINDOW_CHECK = ("loss", "text-loss", KEY_LOSS, "needles", "needle-loss", "recall")
 """Nats per token: of a text's last 256 tokens, of all of it (its farthest quarter is its end), of
 its key tokens. Digits of needles that are right, and their nats; nats of quotes."""
+OTHER_LOSS = "other-loss"
+"""Nats per token of the study's other texts up to the window: what is kept of the base."""
 UNTAUGHT = ("untaught", "untaught-loss")
 """Answers right, and their nats, of tasks that no row teaches."""
 QUARTERS = ("farthest", "third", "second", "nearest")
@@ -60,6 +62,7 @@ class Arm(Settings):
     set      dotted keys of the recipe, as `--set` has them
     target   L / L0 in the paper; tokens: part of the study's amount of training
     model    another base than the study's, at scale `paper`
+    seeds    on a real model, of training; as many as the study's without it
     jump     false: the control with the same content, every token at contiguous positions
     absent   scale to the reason why the arm has no meaning there
     """
@@ -69,6 +72,7 @@ class Arm(Settings):
     target: Positive = 8
     tokens: Positive = 1
     model: str | None = None
+    seeds: Annotated[int, Field(gt=0)] | None = None
     jump: bool = True
     note: str = ""
     absent: dict[Scale, str] = {}

@@ -31,6 +31,7 @@ from endprompt.record import StudyArm, Training, Untaught, Window
 from endprompt.study.definition import (
     EVALUATIONS,
     KEY_LOSS,
+    OTHER_LOSS,
     QUARTERS,
     SAMPLES,
     UNTAUGHT,
@@ -58,6 +59,7 @@ MEASURED = {
     "loss": ("loss", 1.0),
     "text-loss": ("text-loss", 1.0),
     KEY_LOSS: ("key-loss", 1.0),
+    OTHER_LOSS: (OTHER_LOSS, 1.0),
     "recall": ("recall", 1.0),
     "needles": ("needles", PERCENT),
     "needle-loss": ("needle-loss", 1.0),
@@ -65,6 +67,8 @@ MEASURED = {
     "untaught-loss": ("untaught-loss/", 1.0),
 }
 """Benchmark -> the task of an arm's result, or what its tasks begin with, and what it is times."""
+OTHER_NEEDLES = 4
+"""Of another text only the loss is kept, and a window check asks for needles."""
 AT_ONCE = 2
 """Jobs side by side, each with its share of the cores."""
 
@@ -119,9 +123,8 @@ class Model(Results):
         for seed in range(max((study.real_model.seeds for study in self._studies), default=0)):
             for text in texts:
                 for study in self._studies:
-                    own = study.real_model
-                    if text in own.texts and seed < own.seeds:
-                        for name, arm in study.arms_at(SCALE).items():
+                    for name, arm in study.arms_at(SCALE).items():
+                        if text in study.real_model.texts and seed < _seeds(study, arm):
                             trained = arm.built().trained
                             unit = Unit(study, name, arm, text, seed if trained else None)
                             units.setdefault(self.result(unit), unit)
@@ -179,6 +182,15 @@ class Model(Results):
     def _asks_key_loss(study: Study) -> bool:
         return any(measure.benchmark == KEY_LOSS for measure in study.measures_at(SCALE))
 
+    @staticmethod
+    def _other_texts(study: Study, text: str) -> tuple[str, ...]:
+        """Texts that a model trained on one is asked the loss of.
+
+        They are not in a result's digest: one without them stays as it is.
+        """
+        asked = any(measure.benchmark == OTHER_LOSS for measure in study.measures_at(SCALE))
+        return tuple(other for other in study.real_model.texts if asked and other != text)
+
     def _tasks(self, study: Study) -> str:
         """Tasks that no row teaches which a study's measures need."""
         asked = [
@@ -209,8 +221,12 @@ class Model(Results):
         Raises JobError of the first job that fails; what is finished stays.
         """
         todo = self.todo()
-        for text in dict.fromkeys(unit.text for unit in todo):
-            self._prepare([unit for unit in todo if unit.text == text], text, say)
+        read: dict[str, list[Unit]] = {}
+        for unit in todo:
+            for text in (unit.text, *self._other_texts(unit.study, unit.text)):
+                read.setdefault(text, []).append(unit)
+        for text, its in read.items():
+            self._prepare(its, text, say)
         cores = os.cpu_count() or 1
         at_once = min(AT_ONCE, cores)
         work = {self._name(unit): (unit, self.commands(unit)) for unit in todo}
@@ -276,6 +292,16 @@ class Model(Results):
             listed.append(
                 jobs.Job(f"{kind}-{name}", f"{kind} {name}", words, result,
                          needs=(f"train-{name}",), tells=kind not in EVALUATIONS, begins=False)
+            )  # fmt: skip
+        for place, text in enumerate(self._other_texts(unit.study, unit.text)):
+            result = run / f"other-{place}.json"
+            words = commands.window(
+                model, data=self._data(text, target), lengths=(self._window,),
+                documents=own.documents, needles=OTHER_NEEDLES, dtype=own.dtype, result=result,
+            )  # fmt: skip
+            listed.append(
+                jobs.Job(f"other-{place}-{name}", f"{Path(text).stem} {name}", words, result,
+                         needs=(f"train-{name}",), begins=False)
             )  # fmt: skip
         return listed
 
@@ -349,6 +375,12 @@ class Model(Results):
             if (run / f"{kind}.json").is_file():
                 evaluation = records.read(run / f"{kind}.json", shape).plain()
                 record[kind] = evaluation | {"model": self._name(unit)}  # the folder goes
+        record["other_texts"] = {
+            text: answers.text_losses(
+                records.read(run / f"other-{place}.json", Window), self._window
+            )
+            for place, text in enumerate(self._other_texts(unit.study, unit.text))
+        }
         files.write_json(self.result(unit), record)
         shutil.rmtree(run)
 
@@ -367,7 +399,7 @@ class Model(Results):
         """
         trained, own = arm.built().trained, study.real_model
         for place, text in enumerate(own.texts):
-            for seed in range(own.seeds):
+            for seed in range(_seeds(study, arm)):
                 unit = Unit(study, "", arm, text, seed if trained else None)
                 path = self.result(unit)
                 if path.is_file():
@@ -375,12 +407,16 @@ class Model(Results):
 
     def _read(self, path: Path, base: int, *, trained: bool) -> Result:
         record = records.read(path, StudyArm)
+        others = [
+            (answers.NO_DEPTH, nll) for losses in record.other_texts.values() for nll in losses
+        ]
         return Result(
             record.arm,
             base,
             trained,
             {**(answers.of_window(record.window) if record.window else {}),
-             **(answers.of_untaught(record.untaught) if record.untaught else {})},
+             **(answers.of_untaught(record.untaught) if record.untaught else {}),
+             **({(OTHER_LOSS, self._window): others} if others else {})},
             recipe=record.recipe,
             tokens=record.training.tokens,
             seconds=record.training.seconds,
@@ -406,6 +442,10 @@ class Model(Results):
 
     def _length(self, arm: Arm, place: Place) -> int:
         return self._target(arm) if place == "target" else round(place * self._window)
+
+
+def _seeds(study: Study, arm: Arm) -> int:
+    return min(arm.seeds or study.real_model.seeds, study.real_model.seeds)
 
 
 def _answers(result: Result, measure: Measure, length: int) -> Groups:
