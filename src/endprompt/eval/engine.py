@@ -26,6 +26,7 @@ from endprompt.errors import EvaluationError, ModelError
 from endprompt.eval import cache as caches
 from endprompt.eval.chunk_attention import in_chunks
 from endprompt.io.provenance import Computation
+from endprompt.models import bf16_attention
 from endprompt.models import checkpoint as models
 from endprompt.models.precision import evaluated
 from endprompt.models.tokenizer import load_tokenizer
@@ -187,7 +188,10 @@ class Engine(Coder):
     @property
     def computation(self) -> Computation:
         """The precision, device, attention backend and threads of everything that this gives."""
-        return Computation.of(self.model)
+        computation = Computation.of(self.model)
+        if self.masks_chunks and bf16_attention.suits(self.model):
+            return computation.model_copy(update={"attention": bf16_attention.NAME})
+        return computation
 
     @property
     def window(self) -> int:

@@ -36,9 +36,9 @@ NEAR, FAR = 48, 16
 """Keys whose scores say where a query's largest may be: the last ones and the first ones."""
 
 
-def suits(query: Tensor) -> bool:
-    """Whether this is faster than torch's kernel for queries of this dtype and device."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and _fast_matmuls()
+def suits(of: Any) -> bool:
+    """Whether this is faster than torch's kernel for a tensor or model of this dtype and device."""
+    return of.device.type == "cpu" and of.dtype == torch.bfloat16 and _fast_matmuls()
 
 
 def prefer(model: Any) -> None:
