@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from endprompt.data.rows import RowSource, collate
 from endprompt.data.tokens import TokenDocuments
 from endprompt.errors import RecipeError, TextError, TrainingError
 from endprompt.io.files import sha256_file
+from endprompt.models import bf16_attention, families, rotation
 from endprompt.models import checkpoint as models
-from endprompt.models import families, rotation
 from endprompt.models.recording import recording
 from endprompt.train import activations, gaps, position_check, run
 from endprompt.train.loss import hidden_states
@@ -175,6 +176,27 @@ def test_gradients_are_those_of_the_whole_text_with_frozen_keys(keeps: str) -> N
         if "embed" in name:  # of the others too, which the row does not hold
             continue
         assert torch.allclose(found[name], gradient, atol=1e-4, rtol=1e-4), name
+
+
+def test_filled_rows_train_by_bf16_matmuls_as_with_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    attended = mock.Mock(wraps=bf16_attention.attend)
+    monkeypatch.setattr(bf16_attention, "attend", attended)
+    model = tiny_model(**MODELS["YaRN"])
+    family = families.read(model.config)
+    batch = {name: column[:1] for name, column in text_batch().items()}
+    filled = gaps.FilledGaps(model, family, true_bank(model, family, batch))
+    row = cut(batch)
+    gradients = []
+    for fast in (False, True):
+        monkeypatch.setattr(bf16_attention, "_fast_matmuls", lambda fast=fast: fast)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), filled.of(model, row):
+            hidden_states(model, row)[0].float().square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()
+                                    if p.grad is not None]))  # fmt: skip
+    segments = 3 + 2  # those with keys of gaps before them are made twice
+    assert attended.call_count == segments * model.config.num_hidden_layers
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.02
 
 
 def test_operations_of_filled_gaps_are_those_that_torch_counts() -> None:

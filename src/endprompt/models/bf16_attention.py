@@ -160,7 +160,7 @@ def gradients(
 
 @torch.library.custom_op("endprompt::matmul_attention", mutates_args=())
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal `attend` of rows [B, H, T, D] to themselves, with gradients."""
+    """Causal `attend` of the last T of S tokens, with gradients."""
     return attend(query, key, value, scale=scale)
 
 
@@ -183,6 +183,20 @@ attend_rows.register_autograd(_backward, setup_context=_keep)
 OPERATOR = torch.ops.endprompt.matmul_attention
 
 
+def of_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
+    """Causal attention bfloat16[B, T, H, D] of the last T of S tokens; None where SDPA is as fast.
+
+    Under autocast in its dtype, as SDPA.
+    """
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+    if not (suits(query) and query.shape[-1] == value.shape[-1]):
+        return None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_rows(query, key, value, scale).transpose(1, 2).contiguous()
+
+
 def _forward(
     module: Any,
     query: Tensor,
@@ -194,15 +208,12 @@ def _forward(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The signature of Transformers' attention interface; returns bfloat16[B, T, H, D]."""
-    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu":
-        dtype = torch.get_autocast_dtype("cpu")
-        query, key, value = (part.to(dtype) for part in (query, key, value))
     causal = others.get("is_causal", getattr(module, "is_causal", True)) is not False
     plain = attention_mask is None and not dropout and others.get("position_bias") is None
-    square = query.shape[2:] == key.shape[2:] == value.shape[2:] and query.shape[2] > 1
-    if plain and causal and square and suits(query):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend_rows(query, key, value, scale).transpose(1, 2).contiguous(), None
+    if plain and causal and query.shape[2] == key.shape[2] > 1:
+        out = of_last(query, key, value, scaling)
+        if out is not None:
+            return out, None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
     )

@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from endprompt.data.gaps import lead
 from endprompt.errors import TrainingError
-from endprompt.models import families, masks, rotation
+from endprompt.models import bf16_attention, families, masks, rotation
 from endprompt.models.recording import Recorded, recording
 from endprompt.positions import Ints
 
@@ -156,6 +157,7 @@ class _Part:
 
     first, last          indices in the row
     own, gap, gap_last   own keys `own` .. last, keys `gap` .. `gap_last` of the gaps
+    alike                each query sees all of those of the gaps, and all of its own before it
     """
 
     first: int
@@ -163,6 +165,7 @@ class _Part:
     own: int
     gap: int
     gap_last: int
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,9 @@ def _parts(row_T: Ints, gap_G: Ints, span: int | None) -> list[_Part]:
         if span is not None:
             own, gap = (int(np.searchsorted(keys, row_T[first] - span + 1))
                         for keys in (row_T, gap_G))  # fmt: skip
-        parts.append(_Part(first, last, own, gap, int(before_T[last - 1])))
+        seen = int(before_T[last - 1])
+        alike = span is None and before_T[first] == seen
+        parts.append(_Part(first, last, own, gap, seen, alike))
     return parts
 
 
@@ -241,6 +246,11 @@ class BatchGaps:
             gap_value = self._gaps.bank.values[layer][:, slots_G]
             key = torch.cat([gap_key[None].to(key), key], 2)
             value = torch.cat([gap_value[None].to(value), value], 2)
+        plain = not rest.get("dropout") and rest.get("position_bias") is None
+        if part.alike and plain and inner is sdpa_attention_forward:
+            out = bf16_attention.of_last(query, key, value, rest.get("scaling"))
+            if out is not None:
+                return out
         asks_S = row.positions_T[part.first : part.last, None]
         keys = torch.cat([row.gap_positions_G[seen], row.positions_T[part.own : part.last]])
         visible = keys <= asks_S
@@ -272,8 +282,6 @@ def _forward(
     backend: str, **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The signature of Transformers' attention interface; returns float[B, T, H, D]."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     inner = sdpa_attention_forward
     if backend == "eager":  # with the family's sinks and caps
         inner = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
