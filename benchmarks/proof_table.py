@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "proof"
 WINDOW = 8192
 CHOSEN = ("base", "yarn", "yarn-h1.5", "short", "pose", "endprompt", "recall-anchors-no-jump",
-          "recall-anchors")  # fmt: skip
+          "recall-anchors", "fact-anchors")  # fmt: skip
 """Arms of the README, in its order."""
 WORDS = {
     "base": "base, at 8K",
@@ -172,9 +172,10 @@ def by_quarter(proof: Proof) -> str:
 
 def inside(proof: Proof) -> str:
     """What is asked inside the old window, and losses of answers at the target."""
-    names = ("needles at 8K", "untaught tasks at 8K", "recall of text", "untaught, nats")
+    names = ("needles at 8K", "untaught tasks at 8K", "recall of text", "untaught, nats",
+             "loss of the other text, up to 8K")  # fmt: skip
     heads = ["needles at 8K ↑", "untaught tasks at 8K ↑", "verbatim recall, nats ↓",
-             "untaught tasks, nats ↓"]  # fmt: skip
+             "untaught tasks, nats ↓", "loss of another text up to 8K ↓"]  # fmt: skip
     measures = [measure_of(proof, name) for name in names]
     rows = []
     for name in proof.arms:

@@ -338,7 +338,7 @@ class Amounts(NamedTuple):
         return at_once, rows // at_once
 
 
-FIRST = ("recall-anchors", "distilled-anchors", "continuation")
+FIRST = ("recall-anchors", "fact-anchors", "distilled-anchors", "continuation")
 """Recipes of ours, the default in front."""
 WORDS = {"summary", "choose", "source", "departs"}
 """Keys of a recipe that are no settings."""
