@@ -77,7 +77,7 @@ def test_gradients_are_those_of_causal_attention(H: int, K: int, block_bytes: in
     ours = [part.clone().requires_grad_() for part in given]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16_attention, "SCORE_BYTES", block_bytes)
-        bf16_attention.attend_rows(*ours, 0.3).backward(above)
+        bf16_attention.OPERATOR(*ours, 0.3).backward(above)
     for mine, expected in zip(ours, doubles, strict=True):
         assert mine.grad is not None
         assert expected.grad is not None

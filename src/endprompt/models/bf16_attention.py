@@ -158,14 +158,11 @@ def gradients(
     return of_query, of_key.to(key_BKSD.dtype), of_value.to(value_BKSD.dtype)
 
 
-@torch.library.custom_op("endprompt::matmul_attention", mutates_args=())
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal `attend` of the last T of S tokens, with gradients."""
+def _made(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return attend(query, key, value, scale=scale)
 
 
-@attend_rows.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
+def _shaped(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
     return torch.empty(query.shape, dtype=query.dtype)
 
 
@@ -179,8 +176,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*gradients(grad, query, key, value, out, scale=ctx.scale), None)
 
 
-attend_rows.register_autograd(_backward, setup_context=_keep)
+_LIBRARY = torch.library.Library("endprompt", "FRAGMENT")
+_LIBRARY.define("matmul_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor")
+_LIBRARY.impl("matmul_attention", _made, "CPU")
 OPERATOR = torch.ops.endprompt.matmul_attention
+"""Causal `attend` of the last T of S tokens, with gradients: one that checkpointing can keep."""
+torch.library.register_fake(OPERATOR.default, _shaped, lib=_LIBRARY)
+torch.library.register_autograd(OPERATOR.default, _backward, setup_context=_keep, lib=_LIBRARY)
 
 
 def of_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
@@ -194,7 +196,7 @@ def of_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     if not (suits(query) and query.shape[-1] == value.shape[-1]):
         return None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend_rows(query, key, value, scale).transpose(1, 2).contiguous()
+    return OPERATOR(query, key, value, scale).transpose(1, 2).contiguous()
 
 
 def _forward(
