@@ -21,6 +21,7 @@ from matplotlib.image import imread
 
 from endprompt import __version__, errors
 from endprompt.cli.app import app
+from endprompt.study import definition
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,6 +169,17 @@ def test_results_name_no_folder_of_the_machine_that_made_them(file: Path) -> Non
     assert (
         re.findall(r"(?<![\w~.])/(?:root|home|tmp|work|opt|Users)/[^\"]*", file.read_text()) == []
     )
+
+
+def test_the_trial_of_questions_has_the_rows_of_its_study() -> None:
+    study = definition.load(ROOT / "benchmarks" / "questions.yaml")
+    record = json.loads((ROOT / "benchmarks" / "results" / "questions.json").read_text())
+    (kept,) = record["studies"]
+    assert {arm["name"] for arm in kept["arms"]} == set(study.arms)
+    for arm in kept["arms"]:
+        (run,) = arm["runs"]
+        rows = study.arms[arm["name"]].built().rows.model_dump(mode="json")
+        assert run["recipe"]["rows"] == rows, arm["name"]
 
 
 def test_the_readme_is_short() -> None:

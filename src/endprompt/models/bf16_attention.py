@@ -158,11 +158,11 @@ def gradients(
     return of_query, of_key.to(key_BKSD.dtype), of_value.to(value_BKSD.dtype)
 
 
-def _made(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _attend_causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return attend(query, key, value, scale=scale)
 
 
-def _shaped(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
+def _empty_like_query(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
     return torch.empty(query.shape, dtype=query.dtype)
 
 
@@ -178,10 +178,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
 
 _LIBRARY = torch.library.Library("endprompt", "FRAGMENT")
 _LIBRARY.define("matmul_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor")
-_LIBRARY.impl("matmul_attention", _made, "CPU")
+_LIBRARY.impl("matmul_attention", _attend_causal, "CPU")
 OPERATOR = torch.ops.endprompt.matmul_attention
 """Causal `attend` of the last T of S tokens, with gradients: one that checkpointing can keep."""
-torch.library.register_fake(OPERATOR.default, _shaped, lib=_LIBRARY)
+torch.library.register_fake(OPERATOR.default, _empty_like_query, lib=_LIBRARY)
 torch.library.register_autograd(OPERATOR.default, _backward, setup_context=_keep, lib=_LIBRARY)
 
 
