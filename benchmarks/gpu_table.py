@@ -3,11 +3,11 @@
     python benchmarks/gpu_table.py --pack runs/pack        # here: model and text in parts
     python benchmarks/gpu_table.py --parts runs/pack --minutes 9 --out runs/gpu/table.json
 
-Arms: untrained YaRN, and `short`, `pose`, `endprompt`, `recall-anchors`, `distilled-anchors` with
-YaRN on the same tokens at the same rate. Each is measured at the window and at the target: loss,
-needles by quarter of the length and verbatim recall on held-out texts, and RULER's 13 tasks. Beside
-them the time of a step on rows of the window, and its share of the GPU's peak, for this model and
-for a Llama of 1.2 billion random weights.
+Arms: untrained YaRN, and `short`, `pose`, `endprompt`, `fact-anchors`, `recall-anchors`,
+`distilled-anchors` with YaRN on the same tokens at the same rate. Each is measured at the window
+and at the target: loss, needles by quarter of the length and verbatim recall on held-out texts, and
+RULER's 13 tasks. Beside them the time of a step on rows of the window, and its share of the GPU's
+peak, for this model and for a Llama of 1.2 billion random weights.
 
 Every figure is written as it comes; the same command resumes where the last one stopped. What
 does not fit into `--minutes` is left to the next call. An arm is trained and its texts read before
@@ -65,7 +65,8 @@ from endprompt.train.calibration import known_gpu, matmul_peak
 from endprompt.train.run import train
 
 UNTRAINED = "yarn-untrained"
-ARMS = (UNTRAINED, "short", "pose", "endprompt", "recall-anchors", "distilled-anchors")
+ARMS = (UNTRAINED, "short", "pose", "endprompt", "fact-anchors", "recall-anchors",
+        "distilled-anchors")  # fmt: skip
 PART_BYTES = 60 * 2**20
 SHARD = "60MB"
 SHAPES = gpu_cost.SHAPES | {

@@ -58,12 +58,16 @@ class Proof:
     """The results that are there, on the texts and seeds that the README's arms share.
 
     Arms that lack one of those are left out.
+
+    text  its number in the study: the first seed's results on it alone
     """
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, text: int | None = None) -> None:
+        self.results = results
         whole = definition.load("proof")
         own = whole.real_model
-        for texts, seeds in ((own.texts, own.seeds), (own.texts, 1), (own.texts[:1], 1)):
+        shared = [(own.texts, own.seeds), (own.texts, 1), (own.texts[:1], 1)]
+        for texts, seeds in shared if text is None else [(own.texts[text : text + 1], 1)]:
             real_model = own.model_copy(update={"texts": texts, "seeds": seeds})
             self.study: Study = whole.model_copy(update={"real_model": real_model})
             self.model = Finished([self.study], "", results, results)
@@ -121,6 +125,12 @@ def chosen(proof: Proof) -> str:
 def summary(proof: Proof) -> str:
     """Every arm, likewise."""
     return _summary(proof, list(proof.arms))
+
+
+def second_text(proof: Proof) -> str:
+    """The arms that were run on the second text, likewise."""
+    second = Proof(proof.results, text=1)
+    return _summary(second, list(second.arms))
 
 
 def _summary(proof: Proof, names: Sequence[str]) -> str:
@@ -186,7 +196,13 @@ def inside(proof: Proof) -> str:
     return table(["arm", *heads], rows)
 
 
-TABLES = {"chosen": chosen, "summary": summary, "by quarter": by_quarter, "inside": inside}
+TABLES = {
+    "chosen": chosen,
+    "summary": summary,
+    "by quarter": by_quarter,
+    "inside": inside,
+    "second text": second_text,
+}
 
 
 def filled(page: str, proof: Proof) -> str:

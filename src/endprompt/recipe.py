@@ -338,8 +338,9 @@ class Amounts(NamedTuple):
         return at_once, rows // at_once
 
 
-FIRST = ("recall-anchors", "fact-anchors", "distilled-anchors", "continuation")
+FIRST = ("fact-anchors", "recall-anchors", "distilled-anchors", "continuation")
 """Recipes of ours, the default in front."""
+DEFAULT = FIRST[0]
 WORDS = {"summary", "choose", "source", "departs"}
 """Keys of a recipe that are no settings."""
 

@@ -241,7 +241,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_the_same_command_res
 ) -> None:
     out = tmp_path / "run"
     words = ("extend", tiny, "--text", text, *WORDS, "--processes", 2, "--out", out)
-    shown = out / "jobs/train-recall-anchors.progress.json"
+    shown = out / f"jobs/train-{recipes.DEFAULT}.progress.json"
     child = subprocess.Popen(
         [sys.executable, "-m", "endprompt", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -261,7 +261,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_the_same_command_res
     assert not any(one.is_running() for one in family)
     again = endprompt(*words)
     assert again.returncode == 0, again.stderr
-    trained = json.loads((out / "arms/recall-anchors/train.json").read_text())
+    trained = json.loads((out / f"arms/{recipes.DEFAULT}/train.json").read_text())
     assert trained["resumed_at"][0] >= 3
     must_equal(out, whole)
 

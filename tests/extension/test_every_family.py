@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from endprompt.models import checkpoint, families
-from endprompt.recipe import build_recorded
+from endprompt.recipe import DEFAULT, build_recorded
 from plain_reload import reload, require_past_the_window
 from tiny_checkpoint import save_tokenizer
 from tiny_families import EXTENDED, TINY_WINDOW, tiny_known
@@ -48,7 +48,7 @@ def test_extend_leaves_a_checkpoint_that_plain_transformers_reads_past_the_old_w
     assert done.returncode == 0, done.stderr + done.stdout
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [check for check in run["position_check"] if not check["passed"]] == []
-    assert [arm["name"] for arm in run["arms"]] == ["base", "untrained", "recall-anchors"]
+    assert [arm["name"] for arm in run["arms"]] == ["base", "untrained", DEFAULT]
     assert all(set(arm["evaluation"]["loss"]) == {str(TARGET)} for arm in run["arms"])
     family = families.read(config)
     recipe = build_recorded(run["recipe"], "the run's recipe")

@@ -42,7 +42,7 @@ def whole(tiny: Path, text: Path, endprompt: Run, tmp_path_factory: pytest.TempP
     assert done.returncode == 0, done.stderr + done.stdout
     assert "position check: 16 of 16 passed" in done.stdout
     assert "report.html" in done.stdout
-    row = r"^YaRN \+ recall-anchors without the jump +\d\.\d{3} +\d\.\d{3} *$"
+    row = rf"^YaRN \+ {recipe.DEFAULT} without the jump +\d\.\d{{3}} +\d\.\d{{3}} *$"
     assert re.search(row, done.stdout, re.MULTILINE)  # in 80 columns, nothing wrapped
     return out
 
@@ -109,7 +109,7 @@ def test_killed_twice_and_started_again_ends_with_the_same_weights(
 ) -> None:
     out = tmp_path / "parts"
     words = ["extend", tiny, "--text", text, *SMALL, "--out", out]
-    told = out / "jobs" / "train-recall-anchors.progress.json"
+    told = out / "jobs" / f"train-{recipe.DEFAULT}.progress.json"
     for step in (4, 20):
         child = subprocess.Popen(
             [sys.executable, "-m", "endprompt", *map(str, words)],
@@ -122,9 +122,9 @@ def test_killed_twice_and_started_again_ends_with_the_same_weights(
         told.unlink(missing_ok=True)
     done = _until_free(endprompt, words)
     assert done.returncode == 0, done.stderr
-    weights = "arms/recall-anchors/model/model.safetensors"
+    weights = f"arms/{recipe.DEFAULT}/model/model.safetensors"
     assert sha256_file(out / weights) == sha256_file(whole / weights)
-    trained = json.loads((out / "arms/recall-anchors/train.json").read_text())
+    trained = json.loads((out / f"arms/{recipe.DEFAULT}/train.json").read_text())
     first, second = trained["resumed_at"]
     assert 3 <= first < second
     again = endprompt(*words)

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         Example:
 
             accelerate launch --config_file "$(endprompt accelerate fsdp2)" --num_processes 8
-            -m endprompt train recall-anchors --model my-llama --data tokens --to 64k --out runs/64k
+            -m endprompt train fact-anchors --model my-llama --data tokens --to 64k --out runs/64k
         """
         from endprompt.errors import RecipeError, nearest
         from endprompt.train.launch import SHIPPED

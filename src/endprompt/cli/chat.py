@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
         Examples:
 
-            endprompt chat runs/demo/arms/recall-anchors/model --file book.txt
+            endprompt chat runs/demo/arms/fact-anchors/model --file book.txt
 
             endprompt chat my-llama-64k --file book.txt --serve
 

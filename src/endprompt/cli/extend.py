@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
             False, "--chat", help="Rows are chats (`messages`): write them with the chat template."
         ),
         method: str = typer.Option(
-            "recall-anchors", "--method", help="A method's name or the path of a YAML recipe."
+            "fact-anchors", "--method", help="A method's name or the path of a YAML recipe."
         ),
         scaling: str | None = typer.Option(
             None, "--scaling", help="pi, ntk, yarn, ... in place of the method's own."

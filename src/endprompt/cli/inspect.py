@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
         Examples:
 
-            endprompt inspect endprompt pose recall-anchors --to 64k
+            endprompt inspect endprompt pose fact-anchors --to 64k
 
             endprompt inspect my-llama --to 64k --out theory
 

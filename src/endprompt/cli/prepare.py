@@ -186,7 +186,7 @@ def show(
 
     \b
     Example:
-        endprompt prepare show data/ --row 7 --recipe recall-anchors --target 128k
+        endprompt prepare show data/ --row 7 --recipe fact-anchors --target 128k
     """
     from endprompt.cli.console import Console
     from endprompt.data import describe

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 
         Example:
 
-            endprompt rows recall-anchors --model my-llama --data tokens --to 64k --count 1000 \\
+            endprompt rows fact-anchors --model my-llama --data tokens --to 64k --count 1000 \\
                 --out rows --scaled-base my-llama-64k --for trl
         """
         from typing import Any, cast

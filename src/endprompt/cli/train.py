@@ -52,9 +52,9 @@ def register(app: typer.Typer) -> None:
 
         Examples:
 
-            endprompt train recall-anchors --model my-llama --data tokens --to 64k --out runs/64k
+            endprompt train fact-anchors --model my-llama --data tokens --to 64k --out runs/64k
 
-            endprompt train recall-anchors --model my-llama --data tokens --to 64k --out runs/64k
+            endprompt train fact-anchors --model my-llama --data tokens --to 64k --out runs/64k
             --processes 8
         """
         from endprompt import recipe as recipes

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from endprompt import recipe as recipes
 from endprompt.extension import record
 from endprompt.extension.plan import Plan, make_plan
 from endprompt.extension.prepare import Request, Say, first_rows, link
@@ -31,7 +32,7 @@ def extend(
     to: int | str,
     out: str | Path,
     text: list[str] | str | None = None,
-    method: str | Path = "recall-anchors",
+    method: str | Path = recipes.DEFAULT,
     scaling: str | None = None,
     settings: dict[str, Any] | None = None,
     controls: bool = False,
@@ -68,7 +69,6 @@ def extend(
     Returns what `out/run.json` holds; the checkpoint is at its "checkpoint". Raises an
     EndPromptError for everything that a user can cause.
     """
-    from endprompt import recipe as recipes
     from endprompt import units
 
     overrides = dict(settings or {}) | ({"rope.scaling": scaling} if scaling else {})

@@ -21,12 +21,13 @@ STANDARD = (
     "endprompt-split",
     "pose",
     "endprompt-pose",
+    "fact-anchors",
     "recall-anchors",
     "distilled-anchors",
     "continuation",
     "full",
 )
-QUICK = ("short", "endprompt", "pose", "recall-anchors")
+QUICK = ("short", "endprompt", "pose", "fact-anchors")
 SCALINGS = ("pi", "yarn", "ntk", "llama3")
 STANDARD_SCALINGS = ("pi", "yarn")
 OVERRIDDEN = {
