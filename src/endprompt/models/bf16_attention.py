@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -176,13 +176,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*gradients(grad, query, key, value, out, scale=ctx.scale), None)
 
 
-_LIBRARY = torch.library.Library("endprompt", "FRAGMENT")
+_LIBRARY = library.Library("endprompt", "FRAGMENT")
 _LIBRARY.define("matmul_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor")
 _LIBRARY.impl("matmul_attention", _attend_causal, "CPU")
 OPERATOR = torch.ops.endprompt.matmul_attention
 """Causal `attend` of the last T of S tokens, with gradients: one that checkpointing can keep."""
-torch.library.register_fake(OPERATOR.default, _empty_like_query, lib=_LIBRARY)
-torch.library.register_autograd(OPERATOR.default, _backward, setup_context=_keep, lib=_LIBRARY)
+library.register_fake(OPERATOR.default, _empty_like_query, lib=_LIBRARY)
+library.register_autograd(OPERATOR.default, _backward, setup_context=_keep, lib=_LIBRARY)
 
 
 def of_last(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
